@@ -1,0 +1,2 @@
+//! ABI and verdict.
+#![no_std]

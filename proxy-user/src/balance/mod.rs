@@ -1,0 +1,1 @@
+//! Choice of a server: pools, weights, health, retry rules. Pure.

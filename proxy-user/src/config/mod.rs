@@ -1,0 +1,1 @@
+//! Configuration: TOML in, types that cannot be wrong out. Pure.

@@ -1,0 +1,1 @@
+//! The boundary between guardian and engine: messages and the shared page.

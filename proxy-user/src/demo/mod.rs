@@ -1,0 +1,1 @@
+//! The two small demo backends of the configuration-less start.

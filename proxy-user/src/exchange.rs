@@ -1,0 +1,1 @@
+//! One HTTP exchange: downstream to upstream state machine. Pure.

@@ -1,0 +1,2 @@
+//! The guardian process: role shell, peer links, steering, engine supervision, admin.
+pub mod steering;

@@ -1,0 +1,1 @@
+//! XDP programs and maps behind one trait.

@@ -1,0 +1,1 @@
+//! The role machine: the only owner of role and epoch. Pure.

@@ -1,0 +1,2 @@
+//! Build verbs.
+fn main() {}
