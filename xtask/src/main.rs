@@ -1,2 +1,62 @@
-//! Build verbs.
-fn main() {}
+//! Tandem's build verbs: `cargo xtask build-ebpf | test | ci | tidy`. This file is the list of
+//! verbs; each verb is one module. xtask depends on no other crate of the workspace.
+//!
+//! Exit codes: 0 done, 1 something failed, 2 something is missing on this machine (root, network,
+//! a toolchain) and the last line says what and the way out.
+#![forbid(unsafe_code)]
+#![allow(clippy::print_stdout, reason = "a build tool talks through its terminal")]
+
+mod build_ebpf;
+mod step;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Builds and checks Tandem.")]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Build everything `./run` needs: the eBPF object and the release binaries.
+    BuildEbpf(build_ebpf::Options),
+}
+
+/// Something this machine lacks, said in one sentence together with the way out (exit code 2).
+#[derive(Debug)]
+struct Missing(String);
+
+impl std::fmt::Display for Missing {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Missing {}
+
+/// The top of the source tree.
+fn top() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().map_or_else(PathBuf::new, Path::to_path_buf)
+}
+
+fn main() -> ExitCode {
+    let done = match Cli::parse().verb {
+        Verb::BuildEbpf(options) => build_ebpf::run(&options),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) if error.is::<Missing>() => {
+            eprintln!("\ncargo xtask: {error:#}");
+            ExitCode::from(2)
+        }
+        Err(error) => {
+            eprintln!("\ncargo xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
