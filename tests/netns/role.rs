@@ -165,7 +165,7 @@ fn a_dead_node_loses_the_address() -> Result<()> {
         pair.wait_role(Side::A, &["MASTER_SOLO"], Duration::from_secs(10))?;
         let engine = pair.engine(Side::A)?;
         pair.kill_guardian(Side::A)?;
-        drop(nix::sys::signal::kill(engine, Signal::SIGKILL));
+        tests::process::end(engine)?;
         pair.client.ip(&["neighbour", "flush", "dev", "lan"])?;
         eventually("the address to expire", Duration::from_secs(5), || {
             let list = pair.namespace(Side::A).ip(&["-o", "address"])?;

@@ -96,6 +96,17 @@ impl Drop for Process {
     }
 }
 
+/// SIGKILL to a process that may have ended already.
+///
+/// # Errors
+/// Any refusal but "no such process".
+pub fn end(pid: Pid) -> Result<()> {
+    match kill(pid, Signal::SIGKILL) {
+        Ok(()) | Err(nix::errno::Errno::ESRCH) => Ok(()),
+        Err(error) => Err(error).with_context(|| format!("SIGKILL to {pid}")),
+    }
+}
+
 /// The direct children of any process, from /proc.
 #[must_use]
 pub fn children_of(parent: Pid) -> Vec<Pid> {

@@ -23,7 +23,7 @@ use tempfile::TempDir;
 
 use crate::clients::{Memcached, http_get};
 use crate::netns::{Namespace, run};
-use crate::process::{Process, child_running, tail};
+use crate::process::{self, Process, child_running, tail};
 use crate::{ethtool, eventually};
 
 /// The address that moves.
@@ -332,7 +332,7 @@ listen = "127.0.0.1:9900"
         guardian.signal(Signal::SIGKILL)?;
         for child in children {
             // PDEATHSIG may have been quicker.
-            drop(nix::sys::signal::kill(child, Signal::SIGKILL));
+            process::end(child)?;
         }
         self.demos[side as usize] = None;
         self.guardian(side)?.wait(Duration::from_secs(5)).map(drop)
