@@ -58,26 +58,26 @@ fn main() -> Result<()> {
         let wanted = |what: &str| arguments.what.as_deref().is_none_or(|only| only == what);
         if wanted("http") {
             backend::start(&servers::BACKENDS)?;
-            compare("HTTP proxy", &arguments, Server::http(&namespace)?, &load::http())?;
+            compare(
+                "HTTP proxy",
+                &arguments,
+                Server::http(&namespace, &arguments.servers)?,
+                &load::http(),
+            )?;
         }
         if wanted("cache") {
-            compare("cache", &arguments, Server::cache(&namespace)?, &load::cache())?;
+            compare(
+                "cache",
+                &arguments,
+                Server::cache(&namespace, &arguments.servers)?,
+                &load::cache(),
+            )?;
         }
         Ok(())
     })
 }
 
-fn compare(
-    title: &str,
-    arguments: &Arguments,
-    mut servers: Vec<Server>,
-    loads: &[Load],
-) -> Result<()> {
-    let named = |server: &Server| {
-        arguments.servers.is_empty()
-            || arguments.servers.iter().any(|part| server.name.contains(part.as_str()))
-    };
-    servers.retain(named);
+fn compare(title: &str, arguments: &Arguments, servers: Vec<Server>, loads: &[Load]) -> Result<()> {
     println!(
         "\n{title}: server CPU us per request (requests per s), median of {} rounds",
         arguments.rounds

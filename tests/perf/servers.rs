@@ -41,12 +41,15 @@ impl Server {
     }
 
     fn start(
-        namespace: &Namespace,
+        (namespace, wanted): (&Namespace, &[String]),
         name: &'static str,
         address: SocketAddr,
         config: &str,
         command: impl Fn(&Path) -> Vec<String>,
     ) -> Result<Option<Self>> {
+        if !wanted.is_empty() && !wanted.iter().any(|part| name.contains(part.as_str())) {
+            return Ok(None);
+        }
         let folder = tempfile::Builder::new().prefix("tandem-perf").tempdir()?;
         let file = folder.path().join("config");
         fs::write(&file, config.replace("FOLDER", &folder.path().to_string_lossy()))?;
@@ -67,59 +70,55 @@ impl Server {
         Ok(Some(server))
     }
 
-    /// The proxies.
-    pub(crate) fn http(namespace: &Namespace) -> Result<Vec<Self>> {
+    /// The proxies; all of them when `wanted` is empty, else those whose name contains one of it.
+    pub(crate) fn http(namespace: &Namespace, wanted: &[String]) -> Result<Vec<Self>> {
+        let place = (namespace, wanted);
         let words = |list: &[&str], file: &Path| -> Vec<String> {
             list.iter().map(|word| word.replace("FILE", &file.to_string_lossy())).collect()
         };
         let tandem = tandem_binary()?.to_string_lossy().into_owned();
         let all = [
             Self::start(
-                namespace,
+                place,
                 "tandem",
                 local(8001),
                 &tandem_config("auto", 8001, 11301),
                 |file| words(&[&tandem, "run", "--config", "FILE"], file),
             )?,
             Self::start(
-                namespace,
+                place,
                 "tandem epoll",
                 local(8004),
                 &tandem_config("epoll", 8004, 11304),
                 |file| words(&[&tandem, "run", "--config", "FILE"], file),
             )?,
-            Self::start(namespace, "nginx", local(8002), NGINX, |file| {
+            Self::start(place, "nginx", local(8002), NGINX, |file| {
                 words(&["nginx", "-c", "FILE", "-g", "daemon off;"], file)
             })?,
-            Self::start(namespace, "haproxy", local(8003), HAPROXY, |file| {
+            Self::start(place, "haproxy", local(8003), HAPROXY, |file| {
                 words(&["haproxy", "-db", "-f", "FILE"], file)
             })?,
         ];
         Ok(all.into_iter().flatten().collect())
     }
 
-    /// The caches.
-    pub(crate) fn cache(namespace: &Namespace) -> Result<Vec<Self>> {
+    /// The caches, chosen likewise.
+    pub(crate) fn cache(namespace: &Namespace, wanted: &[String]) -> Result<Vec<Self>> {
+        let place = (namespace, wanted);
         let tandem = tandem_binary()?.to_string_lossy().into_owned();
         let run = |file: &Path| -> Vec<String> {
             [&tandem, "run", "--config", &*file.to_string_lossy()].map(str::to_owned).to_vec()
         };
         let all = [
+            Self::start(place, "tandem", local(11201), &tandem_config("auto", 8011, 11201), run)?,
             Self::start(
-                namespace,
-                "tandem",
-                local(11201),
-                &tandem_config("auto", 8011, 11201),
-                run,
-            )?,
-            Self::start(
-                namespace,
+                place,
                 "tandem epoll",
                 local(11204),
                 &tandem_config("epoll", 8014, 11204),
                 run,
             )?,
-            Self::start(namespace, "memcached", local(11202), "", |_| {
+            Self::start(place, "memcached", local(11202), "", |_| {
                 [
                     "memcached",
                     "-u",
@@ -174,6 +173,9 @@ servers = [ {{ address = "127.0.0.1:9001" }}, {{ address = "127.0.0.1:9002" }} ]
 [engine]
 workers = 1
 io = "{io}"
+
+[log]
+access = "off"
 
 [admin]
 listen = "127.0.0.1:{admin}"
