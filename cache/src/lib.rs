@@ -12,6 +12,7 @@
 #![forbid(unsafe_code)]
 
 mod cache;
+pub mod command;
 pub mod replication;
 mod shard;
 pub mod store;

@@ -1,5 +1,11 @@
-//! Replication of the store to the peer.
+//! Replication: one ordered stream per partition from the primary to its replica.
+//!
+//! [`stream`] is what a change is appended to, under the shard's lock. [`message`] and [`frame`]
+//! are the bytes of a link. Pure: the engine owns the sockets, the channel's encryption and the
+//! time, and gives bytes in and out.
 
-mod stream;
+pub mod frame;
+pub mod message;
+pub mod stream;
 
 pub use stream::Stream;
