@@ -1,0 +1,187 @@
+//! One node in a namespace of its own, with nothing but a loopback.
+
+use std::fs::{self, File};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tempfile::TempDir;
+use tests::clients::Memcached;
+use tests::netns::Namespace;
+use tests::process::{Process, child_running, tail};
+use tests::{eventually, topology};
+
+use crate::workload::{Writer, expected};
+
+const CACHE: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 11211);
+const LIMIT: Duration = Duration::from_secs(5);
+
+/// The guardian, its namespace and its folder.
+pub(crate) struct Node {
+    guardian: Process,
+    namespace: Namespace,
+    folder: TempDir,
+    killed: Option<Pid>,
+}
+
+impl Node {
+    pub(crate) fn start(memory: &str) -> Result<Self> {
+        let namespace = Namespace::create("tandem-survival", "one")?;
+        let folder = tempfile::Builder::new().prefix("tandem-survival").tempdir()?;
+        let config = folder.path().join("node.toml");
+        let state = folder.path().display();
+        let text = format!(
+            "[node]\nname = \"one\"\nstate_dir = \"{state}\"\n\
+             [cache]\nlisten = [\"127.0.0.1:11211\"]\nmemory = \"{memory}\"\n\
+             [engine]\nworkers = 2\n[admin]\nlisten = \"127.0.0.1:9900\"\n"
+        );
+        fs::write(&config, text)?;
+        let mut command = namespace.command(topology::tandem_binary()?);
+        command.arg("run").arg("--config").arg(&config);
+        let guardian = Process::start("tandem", &mut command, &folder.path().join("log"))?;
+        let node = Self { guardian, namespace, folder, killed: None };
+        eventually("the first answer", Duration::from_secs(10), || {
+            ensure!(node.client()?.set("keep", &expected("keep", 1))? == "STORED");
+            Ok(())
+        })
+        .with_context(|| node.log_tail())?;
+        Ok(node)
+    }
+
+    fn log(&self) -> PathBuf {
+        self.folder.path().join("log")
+    }
+
+    pub(crate) fn log_tail(&self) -> String {
+        tail(&self.log(), 20)
+    }
+
+    pub(crate) fn client(&self) -> Result<Memcached> {
+        self.namespace.run(|| Memcached::connect(CACHE, LIMIT))
+    }
+
+    fn engine(&self) -> Result<Pid> {
+        child_running(self.guardian.pid(), "engine")
+            .filter(|pid| Some(*pid) != self.killed)
+            .context("no engine just now")
+    }
+
+    /// The memory of the store, through the guardian's descriptor.
+    pub(crate) fn region(&self) -> Result<File> {
+        for entry in fs::read_dir(format!("/proc/{}/fd", self.guardian.pid()))? {
+            let path = entry?.path();
+            let target = fs::read_link(&path).unwrap_or_default();
+            if target.to_string_lossy().contains("memfd:tandem-store") {
+                return Ok(File::open(path)?);
+            }
+        }
+        bail!("the guardian holds no memfd called tandem-store")
+    }
+
+    /// Lets the writers write for `moment`, then stops the guardian, so that no new engine touches
+    /// the region, and kills the engine.
+    pub(crate) fn write_until_killed(
+        &mut self,
+        writers: &mut [Writer],
+        moment: Duration,
+    ) -> Result<()> {
+        let engine = eventually("an engine", LIMIT, || self.engine())?;
+        let mut clients = writers.iter().map(|_| self.client()).collect::<Result<Vec<_>>>()?;
+        let guardian = self.guardian.pid();
+        std::thread::scope(|scope| {
+            for (writer, client) in writers.iter_mut().zip(&mut clients) {
+                // An error is the kill itself: the write is in doubt.
+                scope.spawn(move || while writer.step(client).is_ok() {});
+            }
+            let until = Instant::now() + moment;
+            while Instant::now() < until {
+                std::hint::spin_loop();
+            }
+            kill(guardian, Signal::SIGSTOP)?;
+            kill(engine, Signal::SIGKILL)?;
+            anyhow::Ok(())
+        })?;
+        self.killed = Some(engine);
+        eventually("the engine to be dead", LIMIT, || {
+            let stat = fs::read_to_string(format!("/proc/{engine}/stat"))?;
+            ensure!(stat.contains(") Z "), "{stat}");
+            Ok(())
+        })
+    }
+
+    /// Lets the guardian go on: it starts the next engine.
+    pub(crate) fn resume(&mut self) -> Result<()> {
+        self.guardian.signal(Signal::SIGCONT)
+    }
+
+    /// Reads every key through the next engine.
+    pub(crate) fn read_back(&mut self, writers: &mut [Writer]) -> Result<()> {
+        // A connection may still reach the accept queue of the dead; only answers count.
+        let mut client = eventually("the next engine to answer", LIMIT, || {
+            let mut client = self.client()?;
+            client.get("keep")?;
+            Ok(client)
+        })?;
+        for writer in writers {
+            let keys: Vec<(usize, String)> = writer.keys().collect();
+            for (number, key) in keys {
+                let found = client.get(&key)?;
+                writer.judge(number, found.as_deref()).context("through the next engine")?;
+                writer.adopt(number, found.as_deref());
+            }
+        }
+        Ok(())
+    }
+
+    /// Fills the store with values of one mebibyte less a little.
+    pub(crate) fn fill(&self, mebibytes: usize) -> Result<()> {
+        let mut client = self.client()?;
+        let value = vec![b'f'; (1 << 20) - 1024];
+        for index in 0..mebibytes {
+            let answer = client.set(&format!("fill{index}"), &value)?;
+            ensure!(answer == "STORED", "fill answered {answer}");
+        }
+        ensure!(client.set("keep", &expected("keep", 1))? == "STORED");
+        Ok(())
+    }
+
+    pub(crate) fn kill_engine(&mut self) -> Result<()> {
+        let engine = eventually("an engine", LIMIT, || self.engine())?;
+        kill(engine, Signal::SIGKILL)?;
+        self.killed = Some(engine);
+        Ok(())
+    }
+
+    /// Connects again and again until one connection gives `value` of the key `keep`; counts them.
+    ///
+    /// # Errors
+    /// When a connection is refused: the listeners outlive the engine.
+    pub(crate) fn connect_until_answer(&self, value: &[u8]) -> Result<u64> {
+        self.namespace.run(|| {
+            let deadline = Instant::now() + LIMIT;
+            let mut count = 0;
+            loop {
+                count += 1;
+                let stream = TcpStream::connect_timeout(&CACHE, LIMIT);
+                stream.context("a connection was refused")?;
+                let mut client = Memcached::connect(CACHE, LIMIT).context("refused")?;
+                // Connections that the dying engine had accepted may close.
+                if let Ok(found) = client.get("keep") {
+                    ensure!(found.as_deref() == Some(value), "the content is gone");
+                    return Ok(count);
+                }
+                ensure!(Instant::now() < deadline, "no answer in {LIMIT:?}");
+            }
+        })
+    }
+
+    /// Is the killed engine gone altogether, and another one there?
+    pub(crate) fn settled(&self) -> Result<()> {
+        let killed = self.killed.context("nothing was killed")?;
+        ensure!(fs::metadata(format!("/proc/{killed}")).is_err(), "{killed} is still there");
+        self.engine().map(drop)
+    }
+}
