@@ -75,7 +75,12 @@ pub(crate) fn rustc(steps: &mut Steps) -> Result<Rustc> {
     }
     let seen = if refused.is_empty() { "none found".to_owned() } else { refused.join("; ") };
     steps.note(TITLE, &format!("{seen}; taking Debian's"));
-    debian(steps, &DEBIAN_RUSTC, "`rustup component add rust-src` (rustup, as yourself)")?;
+    // bpf-linker's packages come along, when it will need them: one visit to the archive.
+    let mut packages = DEBIAN_RUSTC.to_vec();
+    if !linker_path().exists() && !llvm_ready() {
+        packages.extend(DEBIAN_LLVM);
+    }
+    debian(steps, &packages, "`rustup component add rust-src` (rustup, as yourself)")?;
     probe(Path::new("/usr/bin/rustc")).map_err(|why| {
         Missing(format!(
             "Debian's rustc-web was installed, but {why}: use `rustup component add rust-src`."
@@ -91,20 +96,16 @@ pub(crate) fn rustc(steps: &mut Steps) -> Result<Rustc> {
 /// network.
 pub(crate) fn linker(steps: &mut Steps, rustc: &Rustc) -> Result<Linker> {
     const TITLE: &str = "bpf-linker";
-    let root = crate::top().join(format!(".cache/bpf-linker-{LINKER_VERSION}-llvm{LINKER_LLVM}"));
-    let linker = Linker { path: root.join("bin/bpf-linker") };
+    let linker = Linker { path: linker_path() };
     if linker.path.exists() {
         let found = format!("{LINKER_VERSION} (LLVM {LINKER_LLVM}, rustc's is {})", rustc.llvm);
         steps.note(TITLE, &found);
         return Ok(linker);
     }
-    let prefix = PathBuf::from(format!("/usr/lib/llvm-{LINKER_LLVM}"));
-    let ready = prefix.join("lib/libPolly.a").exists()
-        && prefix.join("bin/llvm-config").exists()
-        && Path::new("/usr/bin/g++").exists();
-    if !ready {
+    if !llvm_ready() {
         debian(steps, &DEBIAN_LLVM, "an LLVM 22 with headers in /usr/lib/llvm-22")?;
     }
+    let prefix = llvm_prefix();
     let title = format!("{TITLE} {LINKER_VERSION} (once)");
     let mut install = Command::new(super::cargo());
     install
@@ -113,7 +114,7 @@ pub(crate) fn linker(steps: &mut Steps, rustc: &Rustc) -> Result<Linker> {
         .env_remove("CARGO_TARGET_DIR")
         .args(["install", "bpf-linker", "--version", LINKER_VERSION, "--locked"])
         .args(["--no-default-features", "--features", &format!("llvm-{LINKER_LLVM}"), "--root"])
-        .arg(&root);
+        .arg(linker_root());
     steps.run(&title, &mut install).map_err(|error| {
         Missing(format!(
             "bpf-linker could not be installed ({error:#}). If the network is missing, run this \
@@ -121,6 +122,27 @@ pub(crate) fn linker(steps: &mut Steps, rustc: &Rustc) -> Result<Linker> {
         ))
     })?;
     Ok(linker)
+}
+
+/// In the project, by version: `cargo install` elsewhere is neither used nor changed.
+fn linker_root() -> PathBuf {
+    crate::top().join(format!(".cache/bpf-linker-{LINKER_VERSION}-llvm{LINKER_LLVM}"))
+}
+
+fn linker_path() -> PathBuf {
+    linker_root().join("bin/bpf-linker")
+}
+
+fn llvm_prefix() -> PathBuf {
+    PathBuf::from(format!("/usr/lib/llvm-{LINKER_LLVM}"))
+}
+
+/// Whether bpf-linker can be compiled: LLVM's and Polly's libraries, and a C++ compiler for them.
+fn llvm_ready() -> bool {
+    let prefix = llvm_prefix();
+    prefix.join("lib/libPolly.a").exists()
+        && prefix.join("bin/llvm-config").exists()
+        && Path::new("/usr/bin/g++").exists()
 }
 
 const WITHOUT_XDP: &str =
@@ -145,7 +167,7 @@ fn probe(path: &Path) -> Result<Rustc, String> {
             .args(args)
             .output()
             .map_err(|error| format!("it does not start ({error})"))?;
-        String::from_utf8(output.stdout).map_err(|_| "it answers no text".to_owned())
+        String::from_utf8(output.stdout).map_err(|error| format!("its answer is no text ({error})"))
     };
     let sysroot = ask(&["--print", "sysroot"])?;
     if !Path::new(sysroot.trim()).join("lib/rustlib/src/rust/library/core").exists() {
