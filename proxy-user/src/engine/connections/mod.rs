@@ -1,0 +1,269 @@
+//! What a connection is to the worker, and the worker to a connection: the joint on which the
+//! protocols are written. They never see the driver.
+//!
+//! ```text
+//!   socket ─▶ driver ─▶ worker ─▶ [Layer] ─▶ Protocol::on_data(bytes, ctx)
+//!   socket ◀─ driver ◀─ worker ◀─ [Layer] ◀─ ctx.out()         (all of a turn in one send)
+//! ```
+//!
+//! A protocol is driven in this order: `on_open` (accepted) or `on_connected`; any number of
+//! `on_data`, `on_sent`, `on_deadline`, `on_poke`; at most one `on_eof`; at last `on_close`, exactly
+//! once. During a call it may read and change itself, its own connection and, by [`Ctx::at`] and
+//! [`Ctx::with`], those beside it on the same worker. Nothing blocks, nothing is sent before the
+//! turn's end.
+
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::time::Instant;
+
+use crate::config::Config;
+use crate::engine::driver::Key;
+use crate::engine::worker::{Core, Shared};
+
+pub mod layer;
+pub(crate) mod outbox;
+pub(crate) mod timers;
+
+#[cfg(test)]
+mod tests;
+
+pub use layer::{Layer, LayerError};
+
+/// Unsent bytes above which a connection's own input waits, and below which it goes on.
+pub const OUTBOX_HIGH: usize = 256 * 1024;
+/// See [`OUTBOX_HIGH`].
+pub const OUTBOX_LOW: usize = 64 * 1024;
+
+/// How to end a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Close {
+    /// At once; unsent bytes are lost.
+    Now,
+    /// When everything has been handed to the kernel.
+    Flush,
+    /// As `Flush`, then our end of stream, then wait a moment for the peer's while discarding what
+    /// it still sends: else a reset may overtake the answer (RFC 9112 section 9.6).
+    Linger,
+}
+
+/// Why a connection has ended.
+#[derive(Debug)]
+pub enum Closed {
+    /// By [`Ctx::close`].
+    Local,
+    /// Receiving or sending failed.
+    Io(io::Error),
+    /// The layer gave up.
+    Layer(LayerError),
+    /// It could not be connected.
+    Connect(io::Error),
+    /// The worker stops and its patience is over.
+    Stop,
+}
+
+/// A connection's protocol. Methods must return soon; see the module for their order.
+pub trait Protocol: fmt::Debug {
+    /// An accepted connection is ready.
+    fn on_open(&mut self, _ctx: &mut Ctx<'_>) {}
+
+    /// A connection asked for by [`Ctx::connect`] stands. If it fails only `on_close` is called.
+    fn on_connected(&mut self, _ctx: &mut Ctx<'_>) {}
+
+    /// Bytes, never none. What is not consumed must be kept by the protocol.
+    fn on_data(&mut self, bytes: &[u8], ctx: &mut Ctx<'_>);
+
+    /// The kernel has taken what was in flight; see [`Ctx::unsent`] for what is left.
+    fn on_sent(&mut self, _ctx: &mut Ctx<'_>) {}
+
+    /// The peer will send no more.
+    fn on_eof(&mut self, ctx: &mut Ctx<'_>) {
+        ctx.close(Close::Flush);
+    }
+
+    /// The deadline set has passed; it is cleared.
+    fn on_deadline(&mut self, ctx: &mut Ctx<'_>) {
+        ctx.close(Close::Now);
+    }
+
+    /// Another connection of this worker, or the worker itself, called [`Ctx::poke`].
+    fn on_poke(&mut self, _ctx: &mut Ctx<'_>) {}
+
+    /// The worker stops: finish what is under way, take nothing new, and close.
+    fn on_stop(&mut self, ctx: &mut Ctx<'_>) {
+        ctx.close(Close::Flush);
+    }
+
+    /// The last call.
+    fn on_close(&mut self, _reason: &Closed, _ctx: &mut Ctx<'_>) {}
+}
+
+/// All kinds of connection. A new protocol adds an arm here and one in `Kind::protocol`.
+#[derive(Debug)]
+pub enum Kind {
+    /// Anything else; tests.
+    Other(Box<dyn Protocol>),
+}
+
+impl Kind {
+    pub(crate) fn protocol(&mut self) -> &mut dyn Protocol {
+        match self {
+            Self::Other(protocol) => protocol.as_mut(),
+        }
+    }
+}
+
+/// What protocols keep per worker (idle upstream connections, waiting sessions): one field each.
+#[derive(Debug, Default)]
+pub struct Locals {}
+
+/// What a listener makes of its connections.
+#[derive(Clone)]
+pub enum Service {
+    /// Anything else; tests.
+    Other(std::sync::Arc<dyn Fn() -> Box<dyn Protocol> + Send + Sync>),
+}
+
+impl fmt::Debug for Service {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Other(_) => "other",
+        })
+    }
+}
+
+impl Service {
+    /// A new connection's protocol and layer.
+    pub(crate) fn make(&self, _core: &mut Core) -> (Kind, Option<Box<dyn Layer>>) {
+        match self {
+            Self::Other(make) => (Kind::Other(make()), None),
+        }
+    }
+}
+
+/// A protocol's view of its connection and of the worker, for the time of one call.
+#[derive(Debug)]
+pub struct Ctx<'a> {
+    pub(crate) core: &'a mut Core,
+    pub(crate) key: Key,
+}
+
+impl Ctx<'_> {
+    /// The time of this turn.
+    #[must_use]
+    pub fn now(&self) -> Instant {
+        self.core.now
+    }
+
+    /// This connection's name on this worker; dead once it is closed.
+    #[must_use]
+    pub const fn key(&self) -> Key {
+        self.key
+    }
+
+    /// This worker's index.
+    #[must_use]
+    pub fn worker(&self) -> usize {
+        self.core.index
+    }
+
+    /// What all workers share.
+    #[must_use]
+    pub fn shared(&self) -> &Shared {
+        &self.core.shared
+    }
+
+    /// What protocols keep on this worker.
+    pub fn locals(&mut self) -> &mut Locals {
+        &mut self.core.locals
+    }
+
+    /// The configuration of this turn.
+    #[must_use]
+    pub fn config(&self) -> &Config {
+        &self.core.config
+    }
+
+    /// Bytes to send are appended here. They leave at the end of the turn.
+    pub fn out(&mut self) -> &mut Vec<u8> {
+        self.core.out(self.key)
+    }
+
+    /// Appends to what is to be sent.
+    pub fn send(&mut self, bytes: &[u8]) {
+        self.out().extend_from_slice(bytes);
+    }
+
+    /// Bytes that the kernel has not taken.
+    #[must_use]
+    pub fn unsent(&self) -> usize {
+        self.core.slot(self.key).map_or(0, |slot| slot.outbox.len())
+    }
+
+    /// Takes no more input until [`Ctx::resume`]; what is under way is kept and delivered then.
+    pub fn pause(&mut self) {
+        self.core.pause(self.key);
+    }
+
+    /// Takes input again; what was kept is delivered after this call, within the turn.
+    pub fn resume(&mut self) {
+        self.core.resume(self.key);
+    }
+
+    /// Large reads from here on (bodies), or back to small shared buffers (heads, commands).
+    pub fn bulk(&mut self, on: bool) {
+        self.core.bulk(self.key, on);
+    }
+
+    /// Calls `on_deadline` at this time unless it is moved; `None` clears it.
+    pub fn set_deadline(&mut self, due: Option<Instant>) {
+        self.core.set_deadline(self.key, due);
+    }
+
+    /// Ends the connection; input is no longer delivered. `on_close` comes after this call, or
+    /// when everything is sent.
+    pub fn close(&mut self, how: Close) {
+        self.core.close(self.key, how);
+    }
+
+    /// The peer's address, if the connection stands.
+    #[must_use]
+    pub fn peer(&self) -> Option<SocketAddr> {
+        self.core.peer(self.key)
+    }
+
+    /// Opens another connection on this worker. It may be written to at once.
+    ///
+    /// # Errors
+    /// No descriptors left.
+    pub fn connect(
+        &mut self,
+        address: SocketAddr,
+        kind: Kind,
+        layer: Option<Box<dyn Layer>>,
+    ) -> io::Result<Key> {
+        self.core.connect(address, kind, layer)
+    }
+
+    /// Has `on_poke` of a living connection (perhaps this one) called after this call.
+    pub fn poke(&mut self, key: Key) {
+        self.core.poke(key);
+    }
+
+    /// The same view of another living connection of this worker: to write to it, to hold it, to
+    /// close it.
+    pub fn at(&mut self, key: Key) -> Option<Ctx<'_>> {
+        self.core.slot(key)?;
+        Some(Ctx { core: self.core, key })
+    }
+
+    /// Calls into another living connection's protocol. `None` also when that protocol is already
+    /// in a call further up.
+    pub fn with<R>(
+        &mut self,
+        key: Key,
+        call: impl FnOnce(&mut Kind, &mut Ctx<'_>) -> R,
+    ) -> Option<R> {
+        self.core.with(key, call)
+    }
+}
