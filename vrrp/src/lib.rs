@@ -1,7 +1,7 @@
 //! VRRP: RFC 9568 (version 3, IPv4 and IPv6) and RFC 3768 (version 2), without a socket or a clock.
 //!
 //! What it is: packets ([`packet`]), timers ([`timers`]), one virtual router's state machine
-//! ([`Instance`]), gratuitous ARP ([`arp`]); and in `io` the sockets, addresses and interface
+//! ([`Instance`]), gratuitous ARP ([`arp`]); and in [`io`] the sockets, addresses and interface
 //! settings that a shell needs. What it is not: the owner of the role. In coupled mode (the only
 //! one the product uses) an instance never becomes Active by itself: it says
 //! [`Output::MayTakeOver`] and whoever knows where the newest data is decides.
@@ -25,6 +25,7 @@
 pub mod arp;
 pub mod config;
 pub mod fsm;
+pub mod io;
 pub mod packet;
 pub mod timers;
 
