@@ -1,0 +1,6 @@
+//! The XDP program in the kernel: a table of frames by BPF_PROG_TEST_RUN, its agreement with the
+//! verdict's other compilation in user space, and real ARP over veth in each mode.
+
+mod fixtures;
+mod table;
+mod veth;
