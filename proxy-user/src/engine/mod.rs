@@ -2,4 +2,6 @@
 
 pub mod connections;
 pub mod driver;
+#[cfg(test)]
+pub(crate) mod testing;
 pub mod worker;

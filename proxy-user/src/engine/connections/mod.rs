@@ -17,7 +17,9 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::Instant;
 
-use crate::config::Config;
+use crate::control::counters::Counter;
+use crate::control::message::Snapshot;
+use crate::control::role::Role;
 use crate::engine::driver::Key;
 use crate::engine::worker::{Core, Shared};
 
@@ -178,10 +180,21 @@ impl Ctx<'_> {
         &mut self.core.locals
     }
 
-    /// The configuration of this turn.
+    /// The configuration.
     #[must_use]
-    pub fn config(&self) -> &Config {
-        &self.core.config
+    pub fn config(&self) -> &Snapshot {
+        &self.core.shared.config
+    }
+
+    /// State and epoch of this node at this moment.
+    #[must_use]
+    pub fn role(&self) -> Role {
+        self.core.shared.page.role()
+    }
+
+    /// Adds to one of this worker's counters.
+    pub fn count(&self, counter: Counter, more: u64) {
+        self.core.page.add(counter, more);
     }
 
     /// Bytes to send are appended here. They leave at the end of the turn.

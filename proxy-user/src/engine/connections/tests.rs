@@ -121,14 +121,15 @@ impl Drop for Running {
 }
 
 fn start(mode: IoMode, max: usize, service: Service) -> Running {
-    let config = Config::single(&[]);
-    let shared = Arc::new(Shared::new(config, 1, max));
+    let snapshot = crate::engine::testing::snapshot(1);
+    let (page, _) = crate::control::shared::SharedPage::create(1).unwrap();
+    let shared = Arc::new(Shared::new(snapshot, page, max));
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     let (theirs, (ready, is_ready)) = (Arc::clone(&shared), channel());
     let thread = std::thread::spawn(move || {
         let (driver, _) = Driver::new(mode, &DriverOptions::default()).unwrap();
-        let mut worker = Worker::new(0, Arc::clone(&theirs), driver);
+        let mut worker = Worker::new(0, Arc::clone(&theirs), driver).unwrap();
         worker.core().listen(listener.into(), service).unwrap();
         ready.send(()).unwrap();
         worker.run().unwrap();

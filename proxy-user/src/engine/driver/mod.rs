@@ -32,6 +32,7 @@ use std::time::Instant;
 
 pub mod buffers;
 pub mod epoll;
+mod probe;
 mod table;
 pub mod uring;
 mod wake;

@@ -58,7 +58,7 @@ impl Bench {
         }
     }
 
-    fn listen(&mut self) -> (Key, std::net::SocketAddr) {
+    fn listen(&mut self) -> (Key, SocketAddr) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         // The standard library's 128 would make a thousand clients wait for retransmissions.

@@ -20,12 +20,11 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use socket2::SockAddr;
 
 use super::buffers::{Lease, Pool, Ring};
+use super::probe;
 use super::table::{Key, Table};
 use super::wake::Waker;
 use super::{Completion, DriverOptions, DriverStats, Event, Op, Unavailable, is_passing, patience};
 
-/// The oldest kernel on which multishot accept is right under deferred task work.
-const KERNEL_MIN: (u32, u32) = (6, 9);
 /// The one buffer group.
 const GROUP: u16 = 0;
 /// io_uring_enter(2): wait for completions.
@@ -133,51 +132,17 @@ impl std::fmt::Debug for Uring {
     }
 }
 
-fn kernel() -> (u32, u32, String) {
-    let release = nix::sys::utsname::uname()
-        .map(|name| name.release().to_string_lossy().into_owned())
-        .unwrap_or_default();
-    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|n| n.parse().unwrap_or(0));
-    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0), release)
-}
-
-/// Builds the ring with the most flags this kernel knows.
-fn build(options: &DriverOptions) -> io::Result<IoUring> {
-    let mut last = io::Error::from_raw_os_error(libc::EINVAL);
-    for level in 0..4 {
-        let mut builder = IoUring::builder();
-        builder.setup_clamp().setup_cqsize(options.completions.max(options.submissions * 4));
-        if level < 3 {
-            builder.setup_submit_all().setup_coop_taskrun();
-        }
-        if level < 2 {
-            builder.setup_single_issuer().setup_defer_taskrun();
-        }
-        if level < 1 {
-            builder.setup_no_sqarray();
-        }
-        match builder.build(options.submissions) {
-            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => last = error,
-            other => return other,
-        }
-    }
-    Err(last)
-}
-
 impl Uring {
     /// Makes the ring.
     ///
     /// # Errors
     /// Why it cannot be had here.
     pub fn new(options: &DriverOptions) -> Result<Self, Unavailable> {
-        let (major, minor, release) = kernel();
-        if (major, minor) < KERNEL_MIN {
-            return Err(Unavailable::Kernel(release));
-        }
+        probe::kernel_is_new_enough()?;
         let refused = |what: &'static str| {
             move |error: io::Error| Unavailable::Refused(format!("{what}: {error}"))
         };
-        let ring = build(options).map_err(refused("io_uring_setup"))?;
+        let ring = probe::build(options).map_err(refused("io_uring_setup"))?;
         let pool = Pool::new(options.buffers, options.buffer_size);
         let mut buffers = Ring::new(Rc::clone(&pool));
         let (address, entries) = buffers.registration();

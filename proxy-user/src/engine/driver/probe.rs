@@ -1,0 +1,69 @@
+//! What this kernel gives of io_uring.
+
+use std::io;
+
+use io_uring::IoUring;
+
+use super::{DriverOptions, Unavailable};
+
+/// The oldest kernel on which multishot accept is right under deferred task work.
+const KERNEL_MIN: (u32, u32) = (6, 9);
+
+/// Refuses kernels below 6.9.
+pub(super) fn kernel_is_new_enough() -> Result<(), Unavailable> {
+    let release = nix::sys::utsname::uname()
+        .map(|name| name.release().to_string_lossy().into_owned())
+        .unwrap_or_default();
+    if version(&release) < KERNEL_MIN {
+        return Err(Unavailable::Kernel(release));
+    }
+    Ok(())
+}
+
+/// The first two numbers of a release such as `6.12.3-arch1`.
+fn version(release: &str) -> (u32, u32) {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|n| n.parse().unwrap_or(0));
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
+}
+
+/// Builds the ring with the most flags this kernel knows.
+pub(super) fn build(options: &DriverOptions) -> io::Result<IoUring> {
+    let mut last = io::Error::from_raw_os_error(libc::EINVAL);
+    for level in 0..4 {
+        let mut builder = IoUring::builder();
+        builder.setup_clamp().setup_cqsize(options.completions.max(options.submissions * 4));
+        if level < 3 {
+            builder.setup_submit_all().setup_coop_taskrun();
+        }
+        if level < 2 {
+            builder.setup_single_issuer().setup_defer_taskrun();
+        }
+        if level < 1 {
+            builder.setup_no_sqarray();
+        }
+        match builder.build(options.submissions) {
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => last = error,
+            other => return other,
+        }
+    }
+    Err(last)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn releases_are_compared_by_number() {
+        for (release, expected) in [
+            ("6.18.44-fc-v669", (6, 18)),
+            ("6.9.0", (6, 9)),
+            ("5.15.0-91-generic", (5, 15)),
+            ("7-rc1", (7, 0)),
+            ("", (0, 0)),
+        ] {
+            assert_eq!(version(release), expected, "{release}");
+        }
+        assert!(version("6.8.12") < KERNEL_MIN && version("6.10") > KERNEL_MIN);
+    }
+}
