@@ -46,7 +46,8 @@ impl Core {
         let Some(slot) = self.slot_mut(key) else { return };
         match slot.stage {
             Stage::Flushing(_) | Stage::Lingering => return,
-            _ if slot.hold.any() => {
+            // Also when it may go on but what was kept has not been delivered yet: order.
+            _ if slot.hold.any() || !slot.kept.is_empty() => {
                 slot.kept.extend_from_slice(bytes);
                 return;
             }
