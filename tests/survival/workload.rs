@@ -32,7 +32,7 @@ pub(crate) fn expected(key: &str, number: u64) -> Vec<u8> {
     let mut random =
         Random::new(key.bytes().fold(number, |a, b| a.wrapping_mul(31) ^ u64::from(b)));
     // Mostly sessions of some hundred bytes, now and then one that is chained over pages.
-    let length = if number % 97 == 0 { 40_000 } else { 20 + random.below(2_000) };
+    let length = if number.is_multiple_of(97) { 40_000 } else { 20 + random.below(2_000) };
     let mut value = format!("{key} {number} ").into_bytes();
     while (value.len() as u64) < length {
         value.extend_from_slice(&random.next().to_le_bytes());
