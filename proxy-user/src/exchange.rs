@@ -1,1 +1,0 @@
-//! One HTTP exchange: downstream to upstream state machine. Pure.
