@@ -1,0 +1,231 @@
+//! What is known of the other node: which boot lives, its newest beat, when it was heard, which of
+//! our beats it heard (and so until when we may answer), its control connection.
+//!
+//! What it is not: a judge. It keeps facts; `rules.rs` draws conclusions.
+//!
+//! **Which boot is the living one.** Boot ids are random, and a beat of a dead guardian may arrive
+//! late on a slow path. A beat of another boot than the known one is believed when the known one
+//! is silent for `T_dead`, or when it echoes a beat of ours that is newer than the newest echoed
+//! by the known one: a guardian that is dead heard nothing after its successor started. What was
+//! replaced is never believed again.
+//!
+//! **Silence** is time in which we listened and heard no *new* beat: a stall of ours is taken out
+//! ([`Peer::shift`]), and a beat whose number is not above all others seen counts for nothing.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use super::effects::{ControlEvent, PeerConfig};
+use super::message::{Beat, BootId, Echo};
+
+/// Boots remembered as dead; a packet does not live through so many restarts.
+const RETIRED: usize = 16;
+/// Sent beats whose time is remembered. More than are sent in `T_lease`, probes included: an echo
+/// of an older one could not extend a lease.
+const SENT: usize = 64;
+
+/// What became of a beat that arrived.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Heard {
+    /// Newer than all before it.
+    New,
+    /// The first of a boot, in place of another or of none.
+    NewBoot,
+    /// Repeated, overtaken, or of a dead boot: ignored.
+    Old,
+}
+
+/// The control connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Control {
+    Up,
+    /// The peer's host closed it then; no beat has come since.
+    Closed(Instant),
+    Down,
+}
+
+#[derive(Debug)]
+pub(crate) struct Peer {
+    config: PeerConfig,
+    boot: Option<BootId>,
+    retired: VecDeque<BootId>,
+    newest: Option<Beat>,
+    heard: Option<Instant>,
+    /// Newest number of ours that the known boot echoed.
+    echoed: u64,
+    /// When the known boot last echoed something newer than before.
+    echo_heard: Option<Instant>,
+    sent: VecDeque<(u64, Instant)>,
+    last_sent: u64,
+    control: Control,
+}
+
+impl Peer {
+    pub(crate) const fn new(config: PeerConfig) -> Self {
+        Self {
+            config,
+            boot: None,
+            retired: VecDeque::new(),
+            newest: None,
+            heard: None,
+            echoed: 0,
+            echo_heard: None,
+            sent: VecDeque::new(),
+            last_sent: 0,
+            control: Control::Down,
+        }
+    }
+
+    pub(crate) const fn config(&self) -> &PeerConfig {
+        &self.config
+    }
+
+    /// The newest beat of the living boot, however long ago.
+    pub(crate) const fn view(&self) -> Option<&Beat> {
+        self.newest.as_ref()
+    }
+
+    /// The newest beat, if the peer was heard within `T_dead`.
+    pub(crate) fn live(&self, now: Instant) -> Option<&Beat> {
+        let heard = self.heard?;
+        (now < heard + self.config.dead_time()).then_some(self.newest.as_ref()).flatten()
+    }
+
+    /// When the peer was last heard, our own stalls taken out.
+    pub(crate) const fn heard_at(&self) -> Option<Instant> {
+        self.heard
+    }
+
+    /// The peer has echoed something new within `T_dead`: it hears us.
+    pub(crate) fn hears_us(&self, now: Instant) -> bool {
+        self.echo_heard.is_some_and(|at| now < at + self.config.dead_time())
+    }
+
+    /// When the peer last proved that it hears us.
+    pub(crate) const fn echo_heard_at(&self) -> Option<Instant> {
+        self.echo_heard
+    }
+
+    /// The newest number of ours that it echoed.
+    pub(crate) const fn echoed(&self) -> u64 {
+        self.echoed
+    }
+
+    pub(crate) const fn control(&self) -> Control {
+        self.control
+    }
+
+    /// Its connection closed, and the grace has passed without a beat: its guardian is dead.
+    pub(crate) fn closed_for_good(&self, now: Instant) -> bool {
+        matches!(self.control, Control::Closed(at) if now >= at + self.config.grace)
+    }
+
+    /// Until when answers may leave: `sent(newest echoed beat) + T_lease`.
+    pub(crate) fn lease(&self) -> Option<Instant> {
+        let (_, at) = self.sent.iter().find(|(number, _)| *number == self.echoed)?;
+        Some(*at + self.config.lease_time())
+    }
+
+    /// The echo to send.
+    pub(crate) fn echo(&self) -> Option<Echo> {
+        self.newest.map(|beat| Echo { boot: beat.boot, number: beat.number })
+    }
+
+    /// Number of the next beat; remembers when it was sent.
+    pub(crate) fn number_beat(&mut self, now: Instant) -> u64 {
+        self.last_sent += 1;
+        if self.sent.len() == SENT {
+            self.sent.pop_front();
+        }
+        self.sent.push_back((self.last_sent, now));
+        self.last_sent
+    }
+
+    pub(crate) const fn last_sent(&self) -> u64 {
+        self.last_sent
+    }
+
+    /// Takes a beat in. `us` is our own boot.
+    pub(crate) fn hear(&mut self, now: Instant, us: BootId, beat: &Beat) -> Heard {
+        // an echo of what we never sent proves nothing
+        let echo =
+            beat.echo.filter(|e| e.boot == us && e.number <= self.last_sent).map(|e| e.number);
+        let known = match self.boot {
+            Some(boot) if boot == beat.boot => {
+                if self.newest.is_some_and(|newest| newest.number >= beat.number) {
+                    return Heard::Old;
+                }
+                true
+            }
+            Some(_) => {
+                let silent = self.live(now).is_none();
+                let newer = echo.is_some_and(|number| number > self.echoed);
+                if self.retired.contains(&beat.boot) || !(silent || newer) {
+                    return Heard::Old;
+                }
+                false
+            }
+            None => false,
+        };
+        if !known {
+            self.adopt(beat.boot);
+        }
+        if let Some(number) = echo
+            && number > self.echoed
+        {
+            self.echoed = number;
+            self.echo_heard = Some(now);
+        }
+        self.newest = Some(*beat);
+        self.heard = Some(now);
+        if matches!(self.control, Control::Closed(_)) {
+            self.control = Control::Down;
+        }
+        if known { Heard::New } else { Heard::NewBoot }
+    }
+
+    fn adopt(&mut self, boot: BootId) {
+        if let Some(old) = self.boot.replace(boot) {
+            if self.retired.len() == RETIRED {
+                self.retired.pop_front();
+            }
+            self.retired.push_back(old);
+        }
+        self.echo_heard = None;
+    }
+
+    pub(crate) fn handle_control(&mut self, now: Instant, event: ControlEvent) {
+        self.control = match event {
+            ControlEvent::Connected => Control::Up,
+            ControlEvent::ClosedByPeer if self.control == Control::Up => Control::Closed(now),
+            ControlEvent::ClosedByPeer => self.control,
+            ControlEvent::Lost => Control::Down,
+        };
+    }
+
+    /// The peer said that it closes the connection and lives on.
+    pub(crate) const fn handle_bye(&mut self) {
+        self.control = Control::Down;
+    }
+
+    /// We did not run for `stall`: it was not the peer's silence.
+    pub(crate) fn shift(&mut self, stall: Duration) {
+        for at in [&mut self.heard, &mut self.echo_heard].into_iter().flatten() {
+            *at += stall;
+        }
+        if let Control::Closed(at) = &mut self.control {
+            *at += stall;
+        }
+    }
+
+    /// When one of the facts above changes by time alone, after `now`.
+    pub(crate) fn next_change(&self, now: Instant) -> Option<Instant> {
+        let dead = self.config.dead_time();
+        let closed = match self.control {
+            Control::Closed(at) => Some(at + self.config.grace),
+            _ => None,
+        };
+        let times = [self.heard.map(|at| at + dead), self.echo_heard.map(|at| at + dead), closed];
+        times.into_iter().flatten().filter(|at| *at > now).min()
+    }
+}

@@ -1,0 +1,330 @@
+//! The judge: from the facts that a [`Node`] holds to the next step, one at a time.
+//!
+//! Everything here reads and nothing writes. Each rule is a level ("the peer is silent", "we are
+//! told"), asked again after every step and every input, so it does not matter which input made
+//! it true. The numbers are those of docs/ARCHITECTURE.md §4.
+
+use std::time::{Duration, Instant};
+
+use super::message::{Beat, BootId, Session, Tell};
+use super::role::{Cause, State};
+use super::{Engine, Node, Stage};
+use crate::config::UnsyncedTakeover;
+
+/// What to do next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Step {
+    /// Change the state; not into a reign.
+    Change(State, Cause),
+    /// Begin a promotion: a new epoch, persisted, prepared, then the crown.
+    Promote(Cause),
+    /// The epoch is persisted: have the engine raised to it.
+    Prepare,
+    /// The engine is prepared: become master.
+    Crown,
+    /// The promotion must not go on.
+    GiveUp(Cause),
+    /// Follow the master's other epoch, in JOIN.
+    Follow,
+    /// As a replica: end the session, in the state we are in.
+    EndSession,
+    /// As a master: tell the replica that it is in sync.
+    Tell(BootId, Session),
+    /// As a master: ask the replica to end its session.
+    TellOutOfSync,
+}
+
+impl Node {
+    /// The next step, `None` when there is nothing to do before the next input.
+    pub(super) fn next_step(&self, now: Instant) -> Option<Step> {
+        if self.stopping && self.state != State::Boot {
+            return Some(Step::Change(State::Boot, Cause::Operator));
+        }
+        if let Some(step) = self.promotion_rule(now) {
+            return Some(step);
+        }
+        if self.promotion.is_some() && self.state != State::MasterSolo {
+            return None;
+        }
+        match self.state {
+            State::Boot => self.boot_rule(now),
+            State::Join | State::Catchup => self.unsynced_rule(now),
+            State::Synced => self.synced_rule(now),
+            State::MasterSolo => self.reign_rule(now).or_else(|| self.solo_rule(now)),
+            State::Master => self.reign_rule(now).or_else(|| self.master_rule(now)),
+            State::Fenced => self.fenced_rule(now),
+            State::Handover => None,
+        }
+    }
+
+    /// Could this node be master now?
+    pub(super) fn able(&self) -> bool {
+        self.engine == Engine::Up
+            && self.disk.failed.is_none()
+            && !self.stopping
+            && !self.foreign
+            && (self.peer.is_none() || self.carrier())
+            && (self.promotion.is_some() || self.seen.next(self.side).is_some())
+    }
+
+    /// Every interface of a VIP has carrier.
+    pub(super) fn carrier(&self) -> bool {
+        self.carriers.iter().all(|up| *up)
+    }
+
+    fn live(&self, now: Instant) -> Option<&Beat> {
+        self.peer.as_ref()?.live(now)
+    }
+
+    fn live_master(&self, now: Instant) -> Option<&Beat> {
+        self.live(now).filter(|beat| beat.state.is_master())
+    }
+
+    /// Rule 6: persisted, prepared, crowned; and what ends it before.
+    fn promotion_rule(&self, now: Instant) -> Option<Step> {
+        let promotion = self.promotion?;
+        if self.disk.failed.is_some() {
+            return Some(Step::GiveUp(Cause::DiskFailed));
+        }
+        if !self.able() {
+            return Some(Step::GiveUp(Cause::NotAble));
+        }
+        let from_synced = self.state == State::Synced;
+        let raised = self.state == State::MasterSolo;
+        if !from_synced && !raised && self.live_master(now).is_some() {
+            return Some(Step::GiveUp(Cause::MasterHeard));
+        }
+        if promotion.cause == Cause::Unsynced && self.live(now).is_some() {
+            return Some(Step::GiveUp(Cause::PeerHeard));
+        }
+        match promotion.stage {
+            Stage::Persisting => (self.disk.persisted >= promotion.epoch).then_some(Step::Prepare),
+            Stage::Preparing => None,
+            Stage::Prepared => Some(Step::Crown),
+        }
+    }
+
+    /// Rule 8.
+    fn boot_rule(&self, now: Instant) -> Option<Step> {
+        let Some(peer) = &self.peer else {
+            return self.able().then_some(Step::Promote(Cause::Single));
+        };
+        if self.stopping {
+            return None;
+        }
+        if self.live_master(now).is_some() {
+            return Some(Step::Change(State::Join, Cause::MasterHeard));
+        }
+        if !self.able() {
+            return None;
+        }
+        let config = peer.config();
+        let Some(beat) = peer.live(now) else {
+            let quiet = peer.heard_at().map_or(self.since, |at| at.max(self.since));
+            let wait = config.boot_wait.max(config.dead_time());
+            return (now >= quiet + wait).then_some(Step::Promote(Cause::Alone));
+        };
+        // a follower hears our BOOT: it takes over or comes to BOOT itself
+        let elects = matches!(beat.state, State::Boot | State::Fenced) && peer.hears_us(now);
+        let waited = now >= self.since + config.engine_wait;
+        let better = self.claim().beats(beat.claim);
+        let wins = if beat.able { better && beat.state == State::Boot } else { better || waited };
+        (elects && wins).then_some(Step::Promote(Cause::Elected))
+    }
+
+    /// JOIN and CATCHUP: follow the master there is, rule 4; rule 5's last sentence.
+    fn unsynced_rule(&self, now: Instant) -> Option<Step> {
+        let peer = self.peer.as_ref()?;
+        let Some(beat) = peer.live(now) else {
+            let silent = peer.heard_at().map_or(self.since, |at| at);
+            let dead = peer.config().dead_time();
+            let wait = match peer.config().unsynced_takeover {
+                UnsyncedTakeover::Never => return None,
+                UnsyncedTakeover::Now => dead,
+                UnsyncedTakeover::After(wait) => wait.max(dead),
+            };
+            let due = self.able() && now >= silent + wait;
+            return due.then_some(Step::Promote(Cause::Unsynced));
+        };
+        if !beat.state.is_master() {
+            return Some(Step::Change(State::Boot, Cause::NoMaster));
+        }
+        let joined = self.state == State::Join;
+        if beat.epoch != self.epoch {
+            let raised = Step::Change(State::Join, Cause::EpochRaised);
+            return Some(if joined { Step::Follow } else { raised });
+        }
+        let session = self.replica.session;
+        if matches!(beat.tell, Tell::OutOfSync(boot, s) if boot == self.boot && s >= session) {
+            return Some(Step::EndSession);
+        }
+        if joined {
+            let up = self.replica.receiving;
+            return up.then_some(Step::Change(State::Catchup, Cause::StreamUp));
+        }
+        if !self.replica.receiving {
+            return Some(Step::Change(State::Join, Cause::StreamDown));
+        }
+        let told = self.replica.received
+            && beat.state == State::Master
+            && beat.tell == Tell::InSync(self.boot, session);
+        told.then_some(Step::Change(State::Synced, Cause::ToldInSync))
+    }
+
+    /// Rule 5.
+    fn synced_rule(&self, now: Instant) -> Option<Step> {
+        if self.engine != Engine::Up {
+            return Some(Step::Change(State::Join, Cause::EngineDied));
+        }
+        let peer = self.peer.as_ref()?;
+        let beat = peer.view()?;
+        let told = beat.tell == Tell::InSync(self.boot, self.replica.session);
+        let takeover =
+            |cause, otherwise| Some(if self.able() { Step::Promote(cause) } else { otherwise });
+        let boot = Step::Change(State::Boot, Cause::NoMaster);
+        if self.replica.told_by != Some(beat.boot) {
+            return takeover(Cause::Rebooted, boot);
+        }
+        if !beat.state.is_master() {
+            return if told { takeover(Cause::Resigned, boot) } else { Some(boot) };
+        }
+        if beat.epoch != self.epoch {
+            return Some(Step::Change(State::Join, Cause::EpochRaised));
+        }
+        if beat.state == State::MasterSolo || !told {
+            return Some(Step::Change(State::Catchup, Cause::ToldOutOfSync));
+        }
+        if peer.closed_for_good(now) {
+            return takeover(Cause::Closed, boot);
+        }
+        if peer.live(now).is_none() {
+            return takeover(Cause::Silent, Step::Change(State::Join, Cause::Isolated));
+        }
+        None
+    }
+
+    /// MASTER and MASTER_SOLO: rule 9, and who else may end a reign.
+    fn reign_rule(&self, now: Instant) -> Option<Step> {
+        if self.foreign {
+            return Some(Step::Change(State::Fenced, Cause::ForeignMaster));
+        }
+        let rival = self.live_master(now)?;
+        if rival.claim.beats(self.claim()) {
+            return Some(Step::Change(State::Fenced, Cause::BetterClaim));
+        }
+        let peer = self.peer.as_ref()?;
+        // it will never yield if it does not hear us; and only one of us can know that
+        let since = peer.echo_heard_at().max(self.master.rival_since)?;
+        let unheard = now >= since + peer.config().asymmetry_wait;
+        unheard.then_some(Step::Change(State::Fenced, Cause::Unheard))
+    }
+
+    fn solo_rule(&self, now: Instant) -> Option<Step> {
+        let peer = self.peer.as_ref()?;
+        if let Engine::Down { since } = self.engine {
+            let given_up = now >= since + peer.config().engine_wait;
+            return given_up.then_some(Step::Change(State::Boot, Cause::EngineDied));
+        }
+        if self.promotion.is_some() {
+            return None;
+        }
+        if self.seen > self.epoch && self.able() && self.live_master(now).is_none() {
+            return Some(Step::Promote(Cause::EpochRaised));
+        }
+        let held = self.master.hold_until.is_some_and(|until| now < until);
+        let ready = self.follower_ready(now).is_some() && self.lease_valid(now);
+        let in_time = self.master.caught_up && !self.master.late;
+        (in_time && ready && !held).then_some(Step::Change(State::Master, Cause::CaughtUp))
+    }
+
+    /// Rules 3 and 4.
+    fn master_rule(&self, now: Instant) -> Option<Step> {
+        let peer = self.peer.as_ref()?;
+        let solo = |cause| Some(Step::Change(State::MasterSolo, cause));
+        let hands_over = self.may_resign(now);
+        if self.resigning && hands_over {
+            return Some(Step::Change(State::Boot, Cause::Operator));
+        }
+        let carrier_there = peer.view().is_some_and(|beat| beat.carrier);
+        if !self.carrier() && hands_over && carrier_there {
+            return Some(Step::Change(State::Boot, Cause::CarrierLost));
+        }
+        if self.told_is_void() {
+            return solo(if self.master.out { Cause::OutOfSync } else { Cause::PeerGone });
+        }
+        if self.engine != Engine::Up {
+            // rule 7
+            return match self.master.told {
+                Some(_) => Some(Step::Change(State::Boot, Cause::EngineDied)),
+                None => solo(Cause::OutOfSync),
+            };
+        }
+        if peer.closed_for_good(now) {
+            return solo(Cause::PeerGone);
+        }
+        if peer.live(now).is_none() {
+            let isolated = !self.carrier() && self.master.told.is_some();
+            let fenced = Step::Change(State::Fenced, Cause::Isolated);
+            return if isolated { Some(fenced) } else { solo(Cause::Silent) };
+        }
+        let wait = peer.config().lease_wait;
+        let unleased = self.master.lease_bad_since.is_some_and(|since| now >= since + wait);
+        let failing = unleased || self.master.late || !self.master.caught_up;
+        match self.master.told {
+            Some(_) if failing && !self.master.out => Some(Step::TellOutOfSync),
+            Some(_) => None,
+            None if failing => solo(Cause::OutOfSync),
+            None => match self.follower_ready(now) {
+                None => solo(Cause::OutOfSync),
+                Some((boot, session)) => self.master.gated.then_some(Step::Tell(boot, session)),
+            },
+        }
+    }
+
+    fn fenced_rule(&self, now: Instant) -> Option<Step> {
+        if self.live_master(now).is_some() {
+            return Some(Step::Change(State::Join, Cause::MasterHeard));
+        }
+        let fenced = self.foreign || !self.carrier();
+        (!fenced).then_some(Step::Change(State::Boot, Cause::Cleared))
+    }
+
+    /// The replica's session, if its store is complete in our epoch.
+    fn follower_ready(&self, now: Instant) -> Option<(BootId, Session)> {
+        let beat = self.live(now)?;
+        let ready = beat.state == State::Catchup && beat.ready && beat.epoch == self.epoch;
+        ready.then_some((beat.boot, beat.session))
+    }
+
+    /// The replica shows that nothing we told it holds any more.
+    pub(super) fn told_is_void(&self) -> bool {
+        let (Some((boot, session)), Some(peer)) = (self.master.told, &self.peer) else {
+            return false;
+        };
+        peer.view().is_some_and(|beat| beat.boot != boot || beat.session > session)
+    }
+
+    /// The peer is in sync by our word, knows it, and can serve.
+    pub(super) fn may_resign(&self, now: Instant) -> bool {
+        let in_sync = self.state == State::Master && self.master.told.is_some() && !self.master.out;
+        let takes = |beat: &Beat| beat.state == State::Synced && beat.able;
+        in_sync && !self.told_is_void() && self.live(now).is_some_and(takes)
+    }
+
+    /// Rule 2.
+    pub(super) fn lease_valid(&self, now: Instant) -> bool {
+        let lease = self.peer.as_ref().and_then(super::peer::Peer::lease);
+        lease.is_some_and(|until| now < until)
+    }
+
+    /// When a rule that needs precision may fire by time alone; slower ones are asked again with
+    /// every beat.
+    pub(super) fn next_deadline(&self, now: Instant) -> Option<Instant> {
+        let peer = self.peer.as_ref()?;
+        let lease = peer.lease().filter(|until| *until > now && self.state == State::Master);
+        let wait: Duration = peer.config().lease_wait;
+        let unleased = self.master.lease_bad_since.map(|since| since + wait);
+        let unleased = unleased.filter(|at| *at > now);
+        [peer.next_change(now), lease, unleased].into_iter().flatten().min()
+    }
+}
