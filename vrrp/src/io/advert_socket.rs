@@ -116,7 +116,8 @@ impl AdvertSocket {
     /// is skipped, longer than any advert is cut (and so refused for its length).
     ///
     /// # Errors
-    /// When the socket itself has failed (interface gone: ENETDOWN is reported once).
+    /// When the socket itself has failed. It survives its interface's going down and up, not its
+    /// removal: open it again then.
     pub fn receive(&mut self) -> Result<Option<Datagram<'_>>, IoError> {
         let length = loop {
             match (&self.socket).read(&mut self.buffer[..]) {

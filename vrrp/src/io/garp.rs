@@ -64,7 +64,8 @@ impl FrameSender {
         result
     }
 
-    /// The MAC that [`Self::announce`] announces.
+    /// The MAC that [`Self::announce`] announces. If [`super::Monitor`] reports another one (a
+    /// bond that changed its port), open a new sender.
     #[must_use]
     pub const fn mac(&self) -> Mac {
         self.mac

@@ -187,3 +187,14 @@ fn the_peers_address_may_be_learned_later() {
     plain.pass(ms(400));
     assert_eq!(plain.instance.state(), State::Active);
 }
+
+#[test]
+fn who_resigns_waits_by_its_own_interval_not_by_one_learned_long_ago() {
+    let mut bench = backup();
+    let slow = Advert { interval: interval(1000), ..bench.advert(100) };
+    bench.hear_advert(PEER, &slow).unwrap();
+    assert!(bench.left().unwrap() > us(DOWN_US * 10));
+    bench.instance.promote(bench.now);
+    bench.instance.resign(bench.now, false);
+    assert!(bench.left().unwrap() < us(DOWN_US + 1));
+}

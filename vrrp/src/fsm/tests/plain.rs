@@ -275,3 +275,17 @@ fn two_instances_elect_and_fail_over() {
     // b falls silent
     says!(a.pass(us(DOWN_US + 1)) => ["Backup -> Active", "advert 100 Promoted", "garp Promoted"]);
 }
+
+/// §6.4.3: "Set Active_Adver_Interval to Adver Interval contained in the ADVERTISEMENT" when
+/// deposed; §6.4.1: "Set Active_Adver_Interval to Advertisement_Interval" at startup.
+#[test]
+fn the_learned_interval_comes_with_a_master_and_goes_with_a_restart() {
+    let mut bench = active();
+    let slow = Advert { interval: interval(1000), ..bench.advert(200) };
+    bench.hear_advert(20, &slow).unwrap();
+    assert_eq!(bench.instance.state(), State::Backup);
+    assert!(bench.left().unwrap() > us(DOWN_US * 10));
+    bench.instance.shutdown();
+    bench.instance.startup(bench.now);
+    assert!(bench.left().unwrap() < us(DOWN_US + 1));
+}

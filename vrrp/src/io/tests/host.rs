@@ -6,6 +6,8 @@ fn spec(index: u32, address: Ipv4Addr) -> AddressSpec {
     AddressSpec { index, address: address.into(), prefix: 32 }
 }
 
+const ARP_FILES: [&str; 2] = ["arp_ignore", "arp_announce"];
+
 fn conf(interface: &str, file: &str) -> String {
     let path = format!("/proc/sys/net/ipv4/conf/{interface}/{file}");
     std::fs::read_to_string(path).unwrap().trim().to_owned()
@@ -104,6 +106,10 @@ fn an_address_that_nobody_renews_expires_and_is_reported() {
 #[ignore = "needs CAP_NET_ADMIN: cargo xtask test"]
 fn a_vip_on_lo_is_not_answered_for_and_all_is_restored() {
     Pair::run(|pair| {
+        // a new namespace inherits the machine's settings
+        for (interface, file) in ["all", "va"].iter().flat_map(|i| ARP_FILES.map(|f| (i, f))) {
+            std::fs::write(format!("/proc/sys/net/ipv4/conf/{interface}/{file}"), "0").unwrap();
+        }
         let lo = Netlink::open().unwrap().interface("lo").unwrap();
         let _vip = VipAddress::add(spec(lo.index, VIP), Lifetime::Seconds(100)).unwrap();
         let asked = |expect: bool| {
@@ -118,16 +124,10 @@ fn a_vip_on_lo_is_not_answered_for_and_all_is_restored() {
         asked(true);
         let mut sysctls = Sysctls::new();
         sysctls.hide_foreign_addresses("va").unwrap();
-        assert_eq!(
-            (conf("va", "arp_ignore"), conf("va", "arp_announce")),
-            ("1".into(), "2".into())
-        );
+        assert_eq!(ARP_FILES.map(|file| conf("va", file)), ["1", "2"]);
         asked(false);
         drop(sysctls);
-        assert_eq!(
-            (conf("va", "arp_ignore"), conf("va", "arp_announce")),
-            ("0".into(), "0".into())
-        );
+        assert_eq!(ARP_FILES.map(|file| conf("va", file)), ["0", "0"]);
         asked(true);
     });
 }
@@ -136,7 +136,9 @@ fn a_vip_on_lo_is_not_answered_for_and_all_is_restored() {
 #[ignore = "needs CAP_NET_ADMIN: cargo xtask test"]
 fn sysctls_restore_only_what_is_still_ours() {
     Pair::run(|_| {
-        std::fs::write("/proc/sys/net/ipv4/conf/va/rp_filter", "2").unwrap();
+        for (file, value) in [("rp_filter", "2"), ("accept_local", "0"), ("arp_ignore", "0")] {
+            std::fs::write(format!("/proc/sys/net/ipv4/conf/va/{file}"), value).unwrap();
+        }
         let mut sysctls = Sysctls::new();
         sysctls.set("va", ConfKey::RpFilter, 0).unwrap();
         sysctls.set("va", ConfKey::RpFilter, 1).unwrap();
