@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::role::Role;
 use crate::config;
+pub use crate::node::{SyncEvent, Target};
 
 /// Version of these messages; both ends are one binary, so another one means a mixed installation.
 pub const VERSION: u16 = 1;
@@ -204,47 +205,17 @@ pub struct BackendEvent {
     pub out: bool,
 }
 
-/// What happens to the streams; each is an input of the role machine.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum SyncEvent {
-    /// Every link to the peer's engine is up.
-    LinksUp,
-    /// At least one link is down: the stream as a whole is over.
-    LinksDown,
-    /// Receiver: a full sync of this id has begun.
-    Receiving {
-        /// Number of the sync, given by the sender.
-        sync: u64,
-    },
-    /// Sender: all streams are at lag 0; answers may be gated again ([`SyncCommand::Gate`]).
-    CaughtUp {
-        /// Number of the sync.
-        sync: u64,
-    },
-    /// Sender: every answer is gated and the streams are at lag 0 since: the peer may be told SYNCED.
-    Gated {
-        /// Number of the sync.
-        sync: u64,
-    },
-    /// Sender: an ack is late; answers are held until the peer is out of sync or dead.
-    AckLate {
-        /// Epoch of the held answers.
-        epoch: u16,
-        /// Number of the sync that this ends.
-        sync: u64,
-    },
-}
-
 /// What the role machine tells the streams.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum SyncCommand {
-    /// Hold every answer for the peer's ack from now on; answered by [`SyncEvent::Gated`].
+    /// Hold every answer for the peer's ack from now on (the role word says MASTER already);
+    /// answered by [`SyncEvent::Gated`].
     Gate {
-        /// Number of the sync.
-        sync: u64,
+        /// Number of the gate.
+        gate: u64,
     },
-    /// Drop the stream: the peer is out of sync and a later one begins anew.
-    Abandon,
+    /// Where the master is: who sends the stream, and where commands go.
+    Target(Target),
 }
 
 /// Why a packet was refused.
@@ -317,7 +288,7 @@ mod tests {
             ToEngine::Role(role),
             ToEngine::Backends(vec![vec![ServerState::Up, ServerState::Down]]),
             ToEngine::Prepare { epoch: 5 },
-            ToEngine::Sync(SyncCommand::Gate { sync: 1 }),
+            ToEngine::Sync(SyncCommand::Gate { gate: 1 }),
             ToEngine::Stop { grace_ms: 500 },
         ];
         for message in all {
