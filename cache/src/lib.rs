@@ -13,11 +13,18 @@
 
 mod cache;
 pub mod command;
+pub mod error;
+pub mod exec;
+pub mod protocol;
 pub mod replication;
+pub mod session;
 mod shard;
+pub mod stats;
 pub mod store;
 
 pub use cache::{Cache, Locked, LockedPartition};
+pub use exec::Now;
+pub use session::{Context, Session, Transmit};
 pub use store::{
     AttachKind, AttachReport, Counters, Cursor, ItemView, Layout, Meta, PARTITIONS, PartitionState,
     PromoteError, PutError, Region, RegionError, StoreConfig, StoreTime, Value, VerifyReport,

@@ -5,7 +5,9 @@
 //! time, and gives bytes in and out.
 
 pub mod frame;
+pub mod gate;
 pub mod message;
 pub mod stream;
 
-pub use stream::Stream;
+pub use gate::{AckMode, Depends, GateRole, GateState, Shared};
+pub use stream::{LinkSession, Stream};
