@@ -7,7 +7,10 @@
 #![allow(clippy::print_stdout, reason = "a build tool talks through its terminal")]
 
 mod build_ebpf;
+mod ci;
 mod step;
+mod test;
+mod tidy;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -25,6 +28,12 @@ struct Cli {
 enum Verb {
     /// Build everything `./run` needs: the eBPF object and the release binaries.
     BuildEbpf(build_ebpf::Options),
+    /// Run all tests, the privileged ones too when this is root; prints a total and every skip
+    Test,
+    /// What must pass before a change lands: fmt, clippy, docs, tidy, test
+    Ci,
+    /// Check the tree's own rules: arrows between crates and modules, purity, sizes
+    Tidy,
 }
 
 /// Something this machine lacks, said in one sentence together with the way out (exit code 2).
@@ -47,6 +56,9 @@ fn top() -> PathBuf {
 fn main() -> ExitCode {
     let done = match Cli::parse().verb {
         Verb::BuildEbpf(options) => build_ebpf::run(&options),
+        Verb::Test => test::run(),
+        Verb::Ci => ci::run(),
+        Verb::Tidy => tidy::run(),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -8,8 +8,8 @@ use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{BufRead, BufReader, IsTerminal, Write};
 use std::path::PathBuf;
-use std::process::Command;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::process::{Command, ExitStatus, Stdio};
+use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -50,8 +50,13 @@ impl Steps {
     /// # Errors
     /// The command could not be started, or ended with another status than 0.
     pub(crate) fn run(&mut self, title: &str, command: &mut Command) -> Result<()> {
-        let head = self.head();
-        self.run_part(&format!("{head} {title}"), command)
+        let title = self.title(title);
+        self.run_part(&title, command)
+    }
+
+    /// The numbered title of the next step, for [`Steps::watch`].
+    pub(crate) fn title(&mut self, title: &str) -> String {
+        format!("{} {title}", self.head())
     }
 
     /// Runs `command` as a part of a step: the same without a number.
@@ -59,15 +64,45 @@ impl Steps {
     /// # Errors
     /// As [`Steps::run`].
     pub(crate) fn run_part(&self, title: &str, command: &mut Command) -> Result<()> {
+        let mut tail = VecDeque::new();
         let start = Instant::now();
+        let (status, log) = self.watch(title, command, |line| {
+            if tail.len() == TAIL_LINES {
+                tail.pop_front();
+            }
+            tail.push_back(line.to_owned());
+        })?;
+        let seconds = start.elapsed().as_secs_f32();
+        if status.success() {
+            eprintln!("{title}: done in {seconds:.1} s");
+            return Ok(());
+        }
+        eprintln!("{title}: FAILED after {seconds:.1} s");
+        for line in tail {
+            eprintln!("    {line}");
+        }
+        bail!("{}: {status}; the whole output is in {}", title.trim(), log.display())
+    }
+
+    /// Runs `command` with its progress shown, and hands each line of its output to `each`: its
+    /// status, and the file that has its whole output.
+    ///
+    /// # Errors
+    /// The command could not be started, or the log not be written.
+    pub(crate) fn watch(
+        &self,
+        title: &str,
+        command: &mut Command,
+        mut each: impl FnMut(&str),
+    ) -> Result<(ExitStatus, PathBuf)> {
         let log = self.log_file(title)?;
         let mut sink = File::create(&log).with_context(|| format!("write {}", log.display()))?;
         writeln!(sink, "{command:?}")?;
         let (reader, writer) = std::io::pipe().context("make a pipe")?;
-        command.stdout(writer.try_clone()?).stderr(writer).stdin(std::process::Stdio::null());
+        command.stdout(writer.try_clone()?).stderr(writer).stdin(Stdio::null());
         let spawned = command.spawn();
         // The command holds its own ends of the pipe: drop ours, or the reader never sees its end.
-        command.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null());
+        command.stdout(Stdio::null()).stderr(Stdio::null());
         let mut child = spawned
             .with_context(|| format!("start {}", command.get_program().to_string_lossy()))?;
         let (lines, received) = channel();
@@ -79,21 +114,27 @@ impl Steps {
                 }
             }
         });
-        let tail = self.follow(title, start, &received, &mut sink)?;
-        let status = child.wait()?;
-        let seconds = start.elapsed().as_secs_f32();
-        if self.live {
-            eprint!("\r\x1b[K");
-        }
-        if status.success() {
-            eprintln!("{title}: done in {seconds:.1} s");
-            return Ok(());
-        }
-        eprintln!("{title}: FAILED after {seconds:.1} s");
-        for line in tail {
-            eprintln!("    {line}");
-        }
-        bail!("{title}: {status}; the whole output is in {}", log.display())
+        let mut progress = Progress::new(title, self.live);
+        // Until the command has ended, not until the pipe has: a process that outlives its parent
+        // may hold the pipe open.
+        let status = loop {
+            match received.recv_timeout(Duration::from_millis(200)) {
+                Ok(line) => {
+                    writeln!(sink, "{line}")?;
+                    each(&line);
+                    progress.line = line;
+                }
+                Err(RecvTimeoutError::Timeout) => {
+                    if let Some(status) = child.try_wait()? {
+                        break status;
+                    }
+                }
+                Err(RecvTimeoutError::Disconnected) => break child.wait()?,
+            }
+            progress.show();
+        };
+        progress.clear();
+        Ok((status, log))
     }
 
     fn log_file(&self, title: &str) -> Result<PathBuf> {
@@ -103,45 +144,42 @@ impl Steps {
             title.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
         Ok(self.logs.join(format!("{}.log", words.trim_matches('-'))))
     }
+}
 
-    fn follow(
-        &self,
-        title: &str,
-        start: Instant,
-        lines: &Receiver<String>,
-        sink: &mut File,
-    ) -> Result<VecDeque<String>> {
-        let (every, mut shown) = if self.live {
-            (Duration::from_millis(200), Instant::now())
+/// The running step, on the terminal.
+struct Progress<'a> {
+    title: &'a str,
+    line: String,
+    live: bool,
+    start: Instant,
+    shown: Instant,
+}
+
+impl<'a> Progress<'a> {
+    fn new(title: &'a str, live: bool) -> Self {
+        let start = Instant::now();
+        Self { title, line: String::new(), live, start, shown: start }
+    }
+
+    fn show(&mut self) {
+        let every = if self.live { Duration::from_millis(200) } else { Duration::from_secs(10) };
+        if self.shown.elapsed() < every {
+            return;
+        }
+        self.shown = Instant::now();
+        let (seconds, line) = (self.start.elapsed().as_secs(), self.line.trim());
+        let text = format!("{}: {seconds} s  {line}", self.title);
+        let text: String = text.chars().filter(|c| !c.is_control()).take(LINE_COLUMNS).collect();
+        if self.live {
+            eprint!("\r\x1b[K{text}");
         } else {
-            (Duration::from_secs(10), Instant::now())
-        };
-        let mut tail = VecDeque::new();
-        loop {
-            match lines.recv_timeout(Duration::from_millis(200)) {
-                Ok(line) => {
-                    writeln!(sink, "{line}")?;
-                    if tail.len() == TAIL_LINES {
-                        tail.pop_front();
-                    }
-                    tail.push_back(line);
-                }
-                Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => return Ok(tail),
-            }
-            if shown.elapsed() < every {
-                continue;
-            }
-            shown = Instant::now();
-            let last = tail.back().map_or("", |line| line.trim());
-            let text = format!("{title}: {} s  {last}", start.elapsed().as_secs());
-            let text: String =
-                text.chars().filter(|c| !c.is_control()).take(LINE_COLUMNS).collect();
-            if self.live {
-                eprint!("\r\x1b[K{text}");
-            } else {
-                eprintln!("{text}");
-            }
+            eprintln!("{text}");
+        }
+    }
+
+    fn clear(&self) {
+        if self.live {
+            eprint!("\r\x1b[K");
         }
     }
 }

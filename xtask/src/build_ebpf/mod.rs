@@ -6,7 +6,7 @@
 //! found: any stable one will do, because `RUSTC_BOOTSTRAP` opens `-Zbuild-std` for this one build.
 
 mod stamp;
-mod toolchain;
+pub(crate) mod toolchain;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -18,7 +18,7 @@ use clap::Args;
 use crate::step::Steps;
 use toolchain::{Linker, Rustc};
 
-pub(crate) use stamp::Stamp;
+use stamp::Stamp;
 
 /// What `build-ebpf` can be told.
 #[derive(Args, Default)]
@@ -39,9 +39,25 @@ pub(crate) fn object_path() -> PathBuf {
 /// Runs the verb.
 ///
 /// # Errors
-/// [`crate::Missing`] when root, network or a toolchain is missing; else the step that failed.
+/// As [`build`].
 pub(crate) fn run(options: &Options) -> Result<()> {
     let start = Instant::now();
+    build(options)?;
+    if !options.object_only {
+        eprintln!("\nbuilt in {:.1} s. Next:", start.elapsed().as_secs_f32());
+        eprintln!(
+            "    sudo ./run              one node: balancer :8080, cache :11211, status :9900"
+        );
+        eprintln!("    sudo ./run lab          two nodes, a client and backends on this machine");
+    }
+    Ok(())
+}
+
+/// Builds what is not there yet.
+///
+/// # Errors
+/// [`crate::Missing`] when root, network or a toolchain is missing; else the step that failed.
+pub(crate) fn build(options: &Options) -> Result<()> {
     let mut steps = Steps::new(match (options.no_xdp, options.object_only) {
         (true, _) => 1,
         (_, true) => 3,
@@ -53,25 +69,11 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         object(&mut steps, &rustc, &linker)?;
     }
     if !options.object_only {
-        steps.run(
-            "release binaries (tandem, lab)",
-            Command::new(cargo()).current_dir(crate::top()).args([
-                "build",
-                "--release",
-                "-p",
-                "proxy-user",
-                "-p",
-                "tests",
-            ]),
-        )?;
-        give_back()?;
-        eprintln!("\nbuilt in {:.1} s. Next:", start.elapsed().as_secs_f32());
-        eprintln!(
-            "    sudo ./run              one node: balancer :8080, cache :11211, status :9900"
-        );
-        eprintln!("    sudo ./run lab          two nodes, a client and backends on this machine");
+        let mut release = Command::new(cargo());
+        release.args(["build", "--release", "-p", "proxy-user", "-p", "tests"]);
+        steps.run("release binaries (tandem, lab)", release.current_dir(crate::top()))?;
     }
-    Ok(())
+    give_back()
 }
 
 /// The cargo that runs this xtask.
@@ -93,15 +95,15 @@ fn give_back() -> Result<()> {
     Ok(())
 }
 
-/// The command that runs `verb` of cargo on the eBPF crate with its own toolchain.
-pub(crate) fn cargo_ebpf(verb: &str, rustc: &Rustc, linker: &Path) -> Command {
+/// `program` (cargo, or its clippy) on the eBPF crate with its own toolchain.
+fn cargo_ebpf(program: &Path, rustc: &Rustc, linker: &Path) -> Command {
     let top = crate::top();
     let mut flags = format!("-C linker={} -C link-arg=--btf", linker.display());
     flags.push_str(" --cfg bpf_target_arch=\"x86_64\" -C debuginfo=2");
     if cfg!(target_arch = "aarch64") {
         flags = flags.replace("x86_64", "aarch64");
     }
-    let mut command = Command::new(cargo());
+    let mut command = Command::new(program);
     for leak in [
         "RUSTUP_TOOLCHAIN",
         "RUSTC_WRAPPER",
@@ -117,9 +119,26 @@ pub(crate) fn cargo_ebpf(verb: &str, rustc: &Rustc, linker: &Path) -> Command {
         .env("RUSTC_BOOTSTRAP", "1")
         .env("RUSTFLAGS", flags)
         .env("CARGO_TARGET_DIR", top.join("target/ebpf/build"))
-        .args([verb, "--release", "--locked", "-Zbuild-std=core"])
-        .args(["--target", "bpfel-unknown-none"]);
+        .env("CARGO", cargo());
     command
+}
+
+/// What makes a cargo command one for the kernel.
+const FOR_THE_KERNEL: [&str; 5] =
+    ["--release", "--locked", "-Zbuild-std=core", "--target", "bpfel-unknown-none"];
+
+/// clippy over the eBPF crate: that of the rustc which builds it, since another one cannot read its
+/// library.
+///
+/// # Errors
+/// [`crate::Missing`] as for [`build`], or clippy's complaints.
+pub(crate) fn clippy(steps: &mut Steps) -> Result<()> {
+    let rustc = toolchain::rustc(steps)?;
+    let linker = toolchain::linker(steps, &rustc)?;
+    let program = toolchain::clippy(steps, &rustc)?;
+    let mut command = cargo_ebpf(&program, &rustc, &linker.path);
+    command.arg("clippy").args(FOR_THE_KERNEL).args(["--", "-D", "warnings"]);
+    steps.run("clippy, eBPF", &mut command)
 }
 
 fn object(steps: &mut Steps, rustc: &Rustc, linker: &Linker) -> Result<()> {
@@ -138,7 +157,8 @@ fn object(steps: &mut Steps, rustc: &Rustc, linker: &Linker) -> Result<()> {
         steps.note("eBPF object", "unchanged");
         return Ok(());
     }
-    steps.run("eBPF object", &mut cargo_ebpf("build", rustc, &linker.path))?;
+    let mut command = cargo_ebpf(&cargo(), rustc, &linker.path);
+    steps.run("eBPF object", command.arg("build").args(FOR_THE_KERNEL))?;
     let built = top.join("target/ebpf/build/bpfel-unknown-none/release/tandem");
     // By rename: a Tandem that starts meanwhile finds the old object or the new one, whole.
     let fresh = object.with_extension("new");

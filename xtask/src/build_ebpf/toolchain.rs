@@ -124,6 +124,21 @@ pub(crate) fn linker(steps: &mut Steps, rustc: &Rustc) -> Result<Linker> {
     Ok(linker)
 }
 
+/// clippy of the same toolchain as `rustc`.
+///
+/// # Errors
+/// [`Missing`] when it is not there and cannot be installed.
+pub(crate) fn clippy(steps: &Steps, rustc: &Rustc) -> Result<PathBuf> {
+    let clippy = rustc.path.with_file_name("cargo-clippy");
+    if !clippy.exists() {
+        debian(steps, &["rust-web-clippy"], &format!("{}", clippy.display()))?;
+    }
+    if clippy.exists() {
+        return Ok(clippy);
+    }
+    Err(Missing(format!("{} is missing: `rustup component add clippy`.", clippy.display())).into())
+}
+
 /// In the project, by version: `cargo install` elsewhere is neither used nor changed.
 fn linker_root() -> PathBuf {
     crate::top().join(format!(".cache/bpf-linker-{LINKER_VERSION}-llvm{LINKER_LLVM}"))
@@ -191,6 +206,18 @@ fn parse_version(text: &str) -> Option<(String, u32)> {
     Some((field("release: ")?.to_owned(), llvm))
 }
 
+/// apt-get with its arguments, meanwhile without starting the services that a package brings: a
+/// memcached or nginx started by its package would hold the ports that Tandem serves.
+const APT: &str = r#"
+policy=/usr/sbin/policy-rc.d
+if [ ! -e $policy ]; then
+    trap 'rm -f $policy' EXIT
+    trap 'exit 130' INT TERM
+    printf '#!/bin/sh\nexit 101\n' >$policy && chmod +x $policy
+fi
+apt-get "$@"
+"#;
+
 /// Installs Debian packages, or says why not and what else helps.
 pub(crate) fn debian(steps: &Steps, packages: &[&str], instead: &str) -> Result<()> {
     let list = packages.join(" ");
@@ -206,9 +233,9 @@ pub(crate) fn debian(steps: &Steps, packages: &[&str], instead: &str) -> Result<
         .into());
     }
     let apt = |args: &[&str]| {
-        let mut command = Command::new("apt-get");
-        command.env("DEBIAN_FRONTEND", "noninteractive").args(["-q", "-o"]);
-        command.args(["APT::Update::Error-Mode=any"]).args(args);
+        let mut command = Command::new("sh");
+        command.env("DEBIAN_FRONTEND", "noninteractive").args(["-c", APT, "apt-get", "-q"]);
+        command.args(["-o", "APT::Update::Error-Mode=any"]).args(args);
         command
     };
     steps

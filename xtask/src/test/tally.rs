@@ -1,0 +1,231 @@
+//! Reads what `cargo test -- --show-output` prints, and counts.
+
+use std::collections::BTreeSet;
+
+/// A test that did not run, or said that it did nothing.
+#[derive(Debug, PartialEq, Eq)]
+struct Skip {
+    test: String,
+    reason: String,
+}
+
+/// The count over all suites fed so far.
+#[derive(Debug, Default)]
+pub(crate) struct Tally {
+    suite: String,
+    /// `suite: name` of the test whose output is being shown.
+    showing: Option<String>,
+    in_failures: bool,
+    passed: usize,
+    failed: usize,
+    /// Ignored tests: they wait for the privileged run.
+    waiting: Vec<Skip>,
+    skips: Vec<Skip>,
+    /// Tests that passed and yet said SKIPPED, to be counted once.
+    said: BTreeSet<String>,
+    failures: Vec<String>,
+}
+
+impl Tally {
+    /// One line of output.
+    pub(crate) fn feed(&mut self, line: &str) {
+        let text = line.trim();
+        if let Some(rest) = text.strip_prefix("Running ") {
+            self.suite = suite_name(rest);
+        } else if let Some(krate) = text.strip_prefix("Doc-tests ") {
+            self.suite = format!("{krate} (doc)");
+        } else if let Some(rest) = line.strip_prefix("test result: ") {
+            self.result(rest);
+        } else if let Some(rest) = line.strip_prefix("test ") {
+            self.outcome(rest);
+        } else if line == "successes:" || line == "failures:" {
+            self.in_failures = line == "failures:";
+            self.showing = None;
+        } else if let Some(name) = line.strip_prefix("---- ") {
+            let name = name.trim_end_matches(" ----").trim_end_matches(" stdout");
+            self.showing = Some(format!("{}: {name}", self.suite));
+        } else if self.in_failures && self.showing.is_some() {
+            self.failures.push(format!("    {line}"));
+        } else if text.starts_with("SKIPPED") {
+            self.said_skipped(text);
+        }
+        if self.in_failures && line.starts_with("---- ") {
+            self.failures.push(line.to_owned());
+        }
+    }
+
+    /// `name ... ignored, reason`, `name ... FAILED`; others are counted by their suite's result.
+    fn outcome(&mut self, rest: &str) {
+        let Some((name, outcome)) = rest.split_once(" ... ") else { return };
+        if let Some(reason) = outcome.strip_prefix("ignored") {
+            let reason = reason.trim_start_matches(", ").to_owned();
+            let test = format!("{}: {name}", self.suite);
+            self.waiting.push(Skip { test, reason });
+        }
+    }
+
+    fn said_skipped(&mut self, text: &str) {
+        let Some(test) = self.showing.clone() else { return };
+        if self.said.insert(test.clone()) {
+            self.skips.push(Skip { test, reason: text.to_owned() });
+        }
+    }
+
+    /// `ok. 3 passed; 0 failed; 1 ignored; 0 measured; 2 filtered out; finished in 0.01s`
+    fn result(&mut self, rest: &str) {
+        let count = |what: &str| -> usize {
+            let before = rest.split(what).next().unwrap_or("");
+            before
+                .rsplit([' ', ';'])
+                .find(|w| !w.is_empty())
+                .and_then(|w| w.parse().ok())
+                .unwrap_or(0)
+        };
+        let (passed, failed) = (count(" passed"), count(" failed"));
+        self.passed += passed;
+        self.failed += failed;
+        self.in_failures = false;
+        self.showing = None;
+        if passed + failed > 0 {
+            let time = rest.rsplit("finished in ").next().unwrap_or("");
+            println!("  {:<34} {passed:>5} passed {failed:>4} failed  {time}", self.suite);
+        }
+    }
+
+    /// How many passed so far; one that said it skipped did not.
+    fn passed(&self) -> usize {
+        self.passed - self.said.len()
+    }
+
+    /// How many failed so far.
+    pub(crate) fn failed(&self) -> usize {
+        self.failed
+    }
+
+    /// A run ended badly without a failed test: counts as one.
+    pub(crate) fn broken(&mut self, what: &str) {
+        self.failed += 1;
+        self.failures.push(what.to_owned());
+    }
+
+    /// What waited is skipped, for `why`.
+    pub(crate) fn skip_waiting(&mut self, why: &str) {
+        for skip in self.waiting.drain(..) {
+            let reason = if skip.reason.is_empty() {
+                why.to_owned()
+            } else {
+                format!("{} ({why})", skip.reason)
+            };
+            self.skips.push(Skip { test: skip.test, reason });
+        }
+    }
+
+    /// Of what waits: how many tests need rights and are about to run, and the names of those that
+    /// are ignored for another reason, which stay skipped.
+    pub(crate) fn split_waiting(&mut self) -> (usize, Vec<String>) {
+        let (needy, others): (Vec<_>, Vec<_>) =
+            self.waiting.drain(..).partition(|skip| skip.reason.starts_with("needs "));
+        let names = others.iter().filter_map(|skip| skip.test.split_once(": "));
+        let names = names.map(|(_, name)| name.to_owned()).collect();
+        self.skips.extend(others);
+        (needy.len(), names)
+    }
+
+    /// Failures, skips and, last and alone on its line, the total.
+    pub(crate) fn print(&self) {
+        if !self.failures.is_empty() {
+            println!("\nfailures:");
+            self.failures.iter().for_each(|line| println!("  {line}"));
+        }
+        if !self.skips.is_empty() {
+            println!("\nskipped:");
+            self.skips.iter().for_each(|skip| println!("  {}: {}", skip.test, skip.reason));
+        }
+        println!("\n{}", self.total());
+    }
+
+    fn total(&self) -> String {
+        format!("{} passed, {} failed, {} skipped", self.passed(), self.failed, self.skips.len())
+    }
+}
+
+/// `unittests src/lib.rs (target/debug/deps/cache-0f12)` is `cache`; a test target is its own name.
+fn suite_name(rest: &str) -> String {
+    let file = rest.rsplit('/').next().unwrap_or(rest).trim_end_matches(')');
+    file.rsplit_once('-').map_or(file, |(name, _hash)| name).to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const RUN: &str = "\
+     Running unittests src/lib.rs (target/debug/deps/cache-0f1e2d)
+
+running 4 tests
+test store::keeps ... ok
+test driver::both ... ok
+test store::loses ... FAILED
+test wire ... ignored, needs CAP_NET_ADMIN: cargo xtask test
+test soak ... ignored
+
+successes:
+
+---- driver::both stdout ----
+SKIPPED under io_uring: the kernel refuses it
+SKIPPED twice
+
+successes:
+    driver::both
+    store::keeps
+
+failures:
+
+---- store::loses stdout ----
+thread 'store::loses' panicked at x.rs:1:
+SKIPPED is a word here
+
+failures:
+    store::loses
+
+test result: FAILED. 2 passed; 1 failed; 2 ignored; 0 measured; 0 filtered out; finished in 0.1s
+
+   Doc-tests cache
+test result: ok. 1 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.00s
+";
+
+    fn fed() -> Tally {
+        let mut tally = Tally::default();
+        RUN.lines().for_each(|line| tally.feed(line));
+        tally
+    }
+
+    #[test]
+    fn a_run_is_counted_and_a_test_that_skips_itself_did_not_pass() {
+        let mut tally = fed();
+        assert_eq!((tally.passed(), tally.failed), (2, 1));
+        let panic = "    thread 'store::loses' panicked at x.rs:1:";
+        assert!(tally.failures.iter().any(|line| line == panic), "{:?}", tally.failures);
+        assert!(tally.skips.iter().all(|skip| skip.test == "cache: driver::both"));
+        tally.skip_waiting("not root");
+        assert_eq!(tally.total(), "2 passed, 1 failed, 3 skipped");
+        assert_eq!(tally.skips[1].reason, "needs CAP_NET_ADMIN: cargo xtask test (not root)");
+        assert_eq!(tally.skips[2].reason, "not root");
+    }
+
+    #[test]
+    fn as_root_only_what_needs_rights_is_run() {
+        let mut tally = fed();
+        assert_eq!(tally.split_waiting(), (1, vec!["soak".to_owned()]));
+        assert_eq!(tally.skips.last().map(|skip| skip.test.as_str()), Some("cache: soak"));
+        tally.skip_waiting("nothing waits any more");
+        assert_eq!(tally.skips.len(), 2);
+    }
+
+    #[test]
+    fn a_run_that_breaks_is_a_failure() {
+        let mut tally = Tally::default();
+        tally.broken("error: could not compile");
+        assert_eq!(tally.total(), "0 passed, 1 failed, 0 skipped");
+    }
+}
