@@ -113,8 +113,8 @@ impl Counters {
 pub enum SteeringError {
     /// No object file where it is looked for.
     #[error(
-        "no XDP object (looked at {}): run `cargo xtask build-ebpf`, name it in ${OBJECT_VARIABLE}, \
-         or set xdp = \"off\"",
+        "no XDP object (looked at {}): run `cargo xtask build-ebpf`, name it in \
+         ${OBJECT_VARIABLE}, or set xdp = \"off\"",
         tried.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ")
     )]
     NoObject {
