@@ -1,24 +1,37 @@
 //! The facade: [`Cache`], and one key's or one partition's shard under its lock.
 
-use std::hash::Hasher;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use parking_lot::{Mutex, MutexGuard};
-use siphasher::sip::SipHasher13;
 
 use crate::replication::Stream;
-use crate::shard::{Partition, Shard, Stored};
-use crate::store::{
-    AttachReport, ClassCounters, Counters, Cursor, ItemView, Meta, PARTITIONS, PartitionState,
-    PromoteError, PutError, Region, RegionError, StoreConfig, StoreTime, Swept, VerifyReport,
+use crate::shard::{Common, Part, Rules, Shard, Target};
+use crate::store::internal::{
+    Found, Geometry, Guard, Page, Parts, Pool, Slabs, inspect, make, split,
 };
+use crate::store::{
+    AttachKind, AttachReport, ClassCounters, Counters, Cursor, ItemView, Layout, Meta, PARTITIONS,
+    PartitionState, PromoteError, PutError, Region, RegionError, StoreConfig, StoreTime, Swept,
+    VerifyReport,
+};
+
+/// Slots that the sweep looks at while it holds a shard's lock.
+const SWEEP_STEP: usize = 4096;
+const ITEM_LIMIT_MIN: u32 = 1 << 10;
+const ITEM_LIMIT_MAX: u32 = 128 << 20;
 
 /// The store, shared by all workers: `Arc<Cache>`.
 #[derive(Debug)]
 pub struct Cache {
-    config: StoreConfig,
-    solo: AtomicBool,
-    shards: Vec<Mutex<Shard>>,
+    common: Common,
+    rules: Rules,
+    layout: Layout,
+    store_id: u128,
+    time_offset: i64,
+    solo: &'static AtomicU64,
+    /// Shard that the next sweep begins with.
+    sweep_from: AtomicUsize,
 }
 
 impl Cache {
@@ -26,89 +39,116 @@ impl Cache {
     ///
     /// # Errors
     /// When the slices do not fit a layout.
-    pub fn create(config: StoreConfig, region: Region) -> Result<Self, RegionError> {
-        drop(region);
-        let partition = || Partition {
-            state: PartitionState::empty(),
-            stream: Stream::default(),
-            items: std::collections::BTreeMap::new(),
-        };
-        let shard = || Mutex::new(Shard { partitions: (0..16).map(|_| partition()).collect() });
-        Ok(Self { config, solo: AtomicBool::new(false), shards: (0..4).map(|_| shard()).collect() })
+    pub fn create(config: StoreConfig, mut region: Region) -> Result<Self, RegionError> {
+        make(&mut region, &config, false)?;
+        Self::open(&config, region, &mut AttachReport::default())
     }
 
-    /// Takes over the content of `region` if it is whole, else makes a new store in it.
+    /// Takes over the content of `region` if it is whole, else makes a new store in it. Nobody else
+    /// may use the region any more. No item is walked, but in shards that were being changed when
+    /// their process died.
     ///
     /// # Errors
     /// When the slices do not fit a layout.
     pub fn attach(
         config: StoreConfig,
-        region: Region,
+        mut region: Region,
     ) -> Result<(Self, AttachReport), RegionError> {
-        Ok((Self::create(config, region)?, AttachReport::default()))
+        let kind = match inspect(&mut region, &config)? {
+            Found::Untouched => {
+                make(&mut region, &config, true)?;
+                AttachKind::Fresh
+            }
+            Found::Store => AttachKind::Kept,
+            Found::Refused(reason) => {
+                make(&mut region, &config, false)?;
+                AttachKind::Rejected(reason)
+            }
+        };
+        let mut report = AttachReport { kind, ..AttachReport::default() };
+        let cache = Self::open(&config, region, &mut report)?;
+        Ok((cache, report))
+    }
+
+    fn open(
+        config: &StoreConfig,
+        region: Region,
+        report: &mut AttachReport,
+    ) -> Result<Self, RegionError> {
+        let parts = split(region)?;
+        let layout = parts.layout;
+        let quarter = u32::try_from(layout.pages * layout.page_size / 4).unwrap_or(u32::MAX);
+        let limit = config.item_limit.clamp(ITEM_LIMIT_MIN, ITEM_LIMIT_MAX).min(quarter);
+        let rules = Rules { hash_key: config.hash_key, limit, evict: config.evict };
+        let (store_id, time_offset, solo) = (parts.store_id, parts.time_offset, parts.solo);
+        // untouched pages would only be paged in to learn that nobody owns them
+        let owned = report.kind == AttachKind::Kept;
+        let (shards, pool) = assemble(parts, rules, owned, report);
+        report.items = shards.iter().map(Shard::items).sum();
+        let oldest = shards.iter().map(|_| AtomicU64::new(0)).collect();
+        let shards = shards.into_iter().map(Mutex::new).collect();
+        let common = Common { pool, shards, oldest };
+        let sweep_from = AtomicUsize::new(0);
+        Ok(Self { common, rules, layout, store_id, time_offset, solo, sweep_from })
     }
 
     /// Locks the shard of `key`. Keep it short: other workers wait.
     pub fn lock<'c, 'k>(&'c self, key: &'k [u8]) -> Locked<'c, 'k> {
-        let hash = self.hash(key);
-        let partition = (hash & 63) as usize;
-        Locked { inner: self.lock_partition(partition), key, hash }
+        let hash = self.rules.hash(key);
+        let inner = self.lock_partition((hash % PARTITIONS as u64) as usize);
+        let target = Target { part: inner.local, hash, key };
+        Locked { inner, target }
     }
 
     /// Locks the shard of partition `partition` (0..64).
     pub fn lock_partition(&self, partition: usize) -> LockedPartition<'_> {
         let partition = partition % PARTITIONS;
-        let per_shard = PARTITIONS / self.shards.len();
-        let shard = self.shards[partition / per_shard].lock();
-        LockedPartition { cache: self, shard, partition, local: partition % per_shard }
+        let per_shard = PARTITIONS / self.common.shards.len();
+        let shard = self.common.shards[partition / per_shard].lock();
+        LockedPartition { common: &self.common, shard, partition, local: partition % per_shard }
     }
 
     /// The partition of `key`.
     pub fn partition_of(&self, key: &[u8]) -> usize {
-        (self.hash(key) & 63) as usize
-    }
-
-    fn hash(&self, key: &[u8]) -> u64 {
-        let mut hasher = SipHasher13::new_with_key(&self.config.hash_key);
-        hasher.write(key);
-        hasher.finish()
+        (self.rules.hash(key) % PARTITIONS as u64) as usize
     }
 
     /// Identity of the store: random, kept by a region that was attached.
     pub const fn store_id(&self) -> u128 {
-        self.config.store_id
+        self.store_id
     }
 
     /// Store time = CLOCK_BOOTTIME + this, in seconds; kept by a region that was attached.
     pub const fn time_offset(&self) -> i64 {
-        self.config.time_offset
+        self.time_offset
     }
 
     /// Largest item: header (24 B), key and value, in bytes.
     pub const fn item_limit(&self) -> u32 {
-        self.config.item_limit
+        self.rules.limit
     }
 
     /// Has this node answered without a peer since its last full sync?
     pub fn solo(&self) -> bool {
-        self.solo.load(Ordering::SeqCst)
+        self.solo.load(Ordering::SeqCst) != 0
     }
 
     /// Marks the region; set before the first answer given alone, cleared by a full sync.
     pub fn set_solo(&self, solo: bool) {
-        self.solo.store(solo, Ordering::SeqCst);
+        self.solo.store(u64::from(solo), Ordering::SeqCst);
     }
 
     /// Number of shards: a power of two up to 64.
-    pub fn shards(&self) -> usize {
-        self.shards.len()
+    pub const fn shards(&self) -> usize {
+        self.common.shards.len()
     }
 
     /// Raises every partition to version `epoch << 48`: records of a lower epoch are refused from
     /// then on. Partitions already in `epoch` stay as they are.
     ///
     /// # Errors
-    /// When a partition is already in a higher epoch; partitions before it have been raised.
+    /// When a partition is already in a higher epoch, or `epoch` has more than 15 bits; partitions
+    /// before it have been raised.
     pub fn promote(&self, epoch: u16) -> Result<(), PromoteError> {
         for partition in 0..PARTITIONS {
             let mut locked = self.lock_partition(partition);
@@ -121,102 +161,197 @@ impl Cache {
         Ok(())
     }
 
-    /// Reclaims expired items and moves pages, looking at about `budget` items. To be called about
-    /// once a second, or more often with a smaller budget. Returns the items looked at.
+    /// Reclaims expired items, looking at about `budget` item slots, a few thousand under one lock.
+    /// To be called about once a second, or more often with a smaller budget. Returns the slots
+    /// looked at: less than `budget` = nothing is left that has expired.
     pub fn maintain(&self, now: StoreTime, budget: usize) -> usize {
         let mut seen = 0;
-        for shard in &self.shards {
-            for partition in &mut shard.lock().partitions {
-                seen += partition.items.len();
-                partition.items.retain(|_, item| !item.meta.expired(now));
+        for _ in 0..self.common.shards.len() {
+            let number = self.sweep_from.load(Ordering::Relaxed) % self.common.shards.len();
+            loop {
+                let step = SWEEP_STEP.min(budget.saturating_sub(seen));
+                let mut shard = self.common.shards[number].lock();
+                let (looked, done) = shard.sweep(&self.common.pool, now, step);
+                shard.tell_oldest(&self.common);
+                drop(shard);
+                seen += looked;
+                if done {
+                    break;
+                }
+                if seen >= budget {
+                    return seen;
+                }
             }
+            self.sweep_from.store(number + 1, Ordering::Relaxed);
         }
-        seen.min(budget)
+        seen
     }
 
     /// Counters and gauges of the whole store. Locks each shard for a moment.
     pub fn counters(&self) -> Counters {
-        let mut sum = Counters::default();
-        for shard in &self.shards {
-            for partition in &shard.lock().partitions {
-                sum.items += partition.items.len() as u64;
-                for (key, item) in &partition.items {
-                    sum.bytes += (24 + key.len() + item.value.len()) as u64;
-                }
-            }
+        let mut sum = Counters {
+            pages: self.layout.pages as u64,
+            pages_free: self.common.pool.len() as u64,
+            page_size: self.layout.page_size as u64,
+            memory: self.layout.total() as u64,
+            ..Counters::default()
+        };
+        for shard in &self.common.shards {
+            shard.lock().add_counters(&mut sum);
         }
         sum
     }
 
     /// The size classes, smallest first.
-    pub const fn classes(&self) -> Vec<ClassCounters> {
-        Vec::new()
+    pub fn classes(&self) -> Vec<ClassCounters> {
+        let mut classes = Vec::new();
+        for shard in &self.common.shards {
+            shard.lock().add_classes(&mut classes);
+        }
+        classes
     }
 
     /// Checks the whole region: every item readable, index, sizes and counters in agreement. Locks
     /// each shard for long: for tests and tools.
     pub fn verify(&self) -> VerifyReport {
-        let counters = self.counters();
-        VerifyReport { items: counters.items, bytes: counters.bytes, errors: Vec::new() }
+        let mut report = VerifyReport::default();
+        for shard in &self.common.shards {
+            shard.lock().verify(&mut report);
+        }
+        report
     }
+
+    /// The same in debug builds, as an assertion; nothing in release builds.
+    ///
+    /// # Panics
+    /// When a check does not hold.
+    pub fn check_invariants(&self) {
+        if cfg!(debug_assertions) {
+            let errors = self.verify().errors;
+            assert!(errors.is_empty(), "{errors:#?}");
+        }
+    }
+}
+
+/// Makes the shards and the pool of a region that was taken apart.
+fn assemble(
+    parts: Parts,
+    rules: Rules,
+    owned: bool,
+    report: &mut AttachReport,
+) -> (Vec<Shard>, Pool) {
+    let geometry = Arc::new(Geometry::new(parts.layout.page_size));
+    let per_shard = PARTITIONS / parts.shards;
+    let mut guards = parts.guards.into_iter().map(Guard::new);
+    let mut partitions = parts.states.into_iter().zip(parts.indexes).map(|(state, index)| Part {
+        state,
+        index,
+        stream: Stream::default(),
+    });
+    let mut shards = Vec::with_capacity(parts.shards);
+    for (number, guard) in (0..parts.shards as u8).zip(&mut guards) {
+        let own = partitions.by_ref().take(per_shard).collect();
+        let slabs = Slabs::new(Arc::clone(&geometry), number);
+        shards.push(Shard::new(number, guard, slabs, own, rules));
+    }
+    if !owned {
+        return (shards, Pool::new(parts.pages));
+    }
+    let (free, broken) = hand_out(parts.pages, &mut shards, report);
+    let pool = Pool::new(free);
+    for (shard, broken) in shards.iter_mut().zip(broken) {
+        let number = u32::from(shard.number);
+        if broken {
+            shard.empty(&pool);
+            report.emptied_shards.push(number);
+        } else if shard.guard.is_odd() {
+            report.items_dropped += shard.rebuild(&pool);
+            report.odd_shards.push(number);
+        } else {
+            shard.slabs.relist();
+        }
+    }
+    (shards, pool)
+}
+
+/// Gives each page to the shard that it names; returns the rest, and which shards' pages contradict
+/// each other.
+fn hand_out(
+    pages: Vec<Page>,
+    shards: &mut [Shard],
+    report: &mut AttachReport,
+) -> (Vec<Page>, Vec<bool>) {
+    let (mut free, mut broken) = (Vec::new(), vec![false; shards.len()]);
+    let count = pages.len();
+    for mut page in pages {
+        let (number, refused) = match page.owner() {
+            Ok(None) => (None, Some(page)),
+            Ok(Some(owner)) => {
+                let number = usize::from(owner.shard);
+                match shards.get_mut(number) {
+                    Some(shard) => match shard.slabs.adopt(page, owner, count) {
+                        Ok(()) => continue,
+                        Err(page) => (Some(number), Some(page)),
+                    },
+                    None => (Some(number), Some(page)),
+                }
+            }
+            Err(()) => (Some(usize::MAX), Some(page)),
+        };
+        let Some(refused) = refused else { continue };
+        page = refused;
+        if let Some(number) = number {
+            report.pages_dropped += 1;
+            page.set_owner(None);
+            match broken.get_mut(number) {
+                Some(broken) => *broken = true,
+                // whose it was cannot be known: each has to look what it misses
+                None => shards.iter_mut().for_each(|shard| shard.guard.distrust()),
+            }
+        }
+        free.push(page);
+    }
+    (free, broken)
 }
 
 /// One key's shard under its lock; operations are on that key.
 #[derive(Debug)]
 pub struct Locked<'c, 'k> {
     inner: LockedPartition<'c>,
-    key: &'k [u8],
-    hash: u64,
+    target: Target<'k>,
 }
 
 impl Locked<'_, '_> {
-    fn find(&mut self, now: StoreTime) -> Option<&mut Stored> {
-        let key = self.key;
-        let items = &mut self.inner.part().items;
-        if items.get(key).is_some_and(|item| item.meta.expired(now)) {
-            items.remove(key);
-        }
-        items.get_mut(key)
-    }
-
     /// The key's hash, low six bits = partition.
     pub const fn hash(&self) -> u64 {
-        self.hash
+        self.target.hash
     }
 
     /// The item, unless absent or expired. Counts as a use of it.
     pub fn get(&mut self, now: StoreTime) -> Option<ItemView<'_>> {
-        self.peek(now)
+        self.inner.shard.get(&self.inner.common.pool, self.target, now, true)
     }
 
     /// The same without counting as a use.
     pub fn peek(&mut self, now: StoreTime) -> Option<ItemView<'_>> {
-        let key = self.key;
-        Some(self.find(now)?.view(key))
+        self.inner.shard.get(&self.inner.common.pool, self.target, now, false)
     }
 
     /// Stores the item, its value being the concatenation of `value`; overwrites whatever is there,
-    /// whatever its version, and marks the item for a full sync. Evicts if it must.
+    /// whatever its version, and marks the item for a full sync. Raises the partition's version to
+    /// the item's if that is higher. Evicts if it must.
     ///
     /// # Errors
-    /// Only for what is above the item limit, or without memory when eviction is off.
-    pub fn put(&mut self, meta: Meta, value: &[&[u8]], _now: StoreTime) -> Result<(), PutError> {
-        let key = self.key;
-        let limit = self.inner.cache.config.item_limit;
-        let size = 24 + key.len() as u64 + value.iter().map(|v| v.len() as u64).sum::<u64>();
-        if size > u64::from(limit) {
-            return Err(PutError::TooLarge { size, limit });
-        }
-        let part = self.inner.part();
-        let stored = Stored { meta, mark: part.state.mark, value: value.concat() };
-        part.items.insert(key.to_vec(), stored);
-        Ok(())
+    /// Only for what is above the item limit, or without memory when eviction is off or every page
+    /// is being written to at this moment.
+    pub fn put(&mut self, meta: Meta, value: &[&[u8]], now: StoreTime) -> Result<(), PutError> {
+        self.inner.shard.put(self.inner.common, self.target, meta, value, now)
     }
 
     /// Rewrites the item as `prefix` + its value + `suffix` under `meta`; `Ok(false)` = no item.
     ///
     /// # Errors
-    /// As [`Self::put`]; the item is then unchanged.
+    /// As [`Self::put`]; the item is then unchanged, unless it had to be evicted.
     pub fn extend(
         &mut self,
         meta: Meta,
@@ -224,26 +359,19 @@ impl Locked<'_, '_> {
         suffix: &[u8],
         now: StoreTime,
     ) -> Result<bool, PutError> {
-        let Some(item) = self.peek(now) else { return Ok(false) };
-        let old = item.value.to_vec();
-        self.put(meta, &[prefix, &old, suffix], now)?;
-        Ok(true)
+        let around = (prefix, suffix);
+        self.inner.shard.extend(self.inner.common, self.target, meta, around, now)
     }
 
     /// Removes the item; false = absent or expired.
     pub fn remove(&mut self, now: StoreTime) -> bool {
-        let found = self.find(now).is_some();
-        let key = self.key;
-        self.inner.part().items.remove(key);
-        found
+        self.inner.shard.remove(&self.inner.common.pool, self.target, now)
     }
 
-    /// Gives the item a new expiry and version; false = absent or expired.
+    /// Gives the item a new expiry and version; false = absent or expired. Raises the partition's
+    /// version to the item's if that is higher.
     pub fn touch(&mut self, expiry: u32, version: u64, now: StoreTime) -> bool {
-        let Some(item) = self.find(now) else { return false };
-        item.meta.expiry = expiry;
-        item.meta.version = version;
-        true
+        self.inner.shard.touch(&self.inner.common.pool, self.target, (expiry, version), now)
     }
 
     /// The key's partition, 0..64.
@@ -271,25 +399,22 @@ impl Locked<'_, '_> {
         &mut self,
         now: StoreTime,
     ) -> (Option<ItemView<'_>>, &mut PartitionState, &mut Stream) {
-        let key = self.key;
-        let part = self.inner.part();
-        let item = part.items.get(key).filter(|item| !item.meta.expired(now));
-        (item.map(|item| item.view(key)), &mut part.state, &mut part.stream)
+        self.inner.shard.split_item(self.target, now)
     }
 }
 
 /// One partition's shard under its lock; operations are on that partition.
 #[derive(Debug)]
 pub struct LockedPartition<'c> {
-    cache: &'c Cache,
+    common: &'c Common,
     shard: MutexGuard<'c, Shard>,
     partition: usize,
     local: usize,
 }
 
 impl LockedPartition<'_> {
-    fn part(&mut self) -> &mut Partition {
-        &mut self.shard.partitions[self.local]
+    fn part(&mut self) -> &mut Part {
+        &mut self.shard.parts[self.local]
     }
 
     /// 0..64.
@@ -299,7 +424,7 @@ impl LockedPartition<'_> {
 
     /// State of the partition.
     pub fn partition(&mut self) -> &mut PartitionState {
-        &mut self.part().state
+        self.part().state
     }
 
     /// Stream of the partition.
@@ -310,12 +435,12 @@ impl LockedPartition<'_> {
     /// State and stream together.
     pub fn split(&mut self) -> (&mut PartitionState, &mut Stream) {
         let part = self.part();
-        (&mut part.state, &mut part.stream)
+        (part.state, &mut part.stream)
     }
 
     /// Items in the partition, expired ones not yet reclaimed included.
     pub fn items(&mut self) -> u64 {
-        self.part().items.len() as u64
+        self.part().state.items
     }
 
     /// Shows `f` about `budget` items (at least some) from `cursor` on, and returns where to go on,
@@ -326,39 +451,43 @@ impl LockedPartition<'_> {
         cursor: Cursor,
         budget: usize,
         now: StoreTime,
-        mut f: impl FnMut(&ItemView<'_>, &mut PartitionState, &mut Stream),
+        f: impl FnMut(&ItemView<'_>, &mut PartitionState, &mut Stream),
     ) -> Option<Cursor> {
-        let _ = (cursor, budget);
-        let part = self.part();
-        for (key, item) in &part.items {
-            if !item.meta.expired(now) {
-                f(&item.view(key), &mut part.state, &mut part.stream);
-            }
-        }
-        None
+        self.shard.walk(self.local, cursor, budget, now, f)
     }
 
-    /// Begins a full sync: no item is marked any more; each put marks its item.
+    /// Begins a full sync: no item is marked any more; each put marks its item. Takes longer, as
+    /// long as a walk, when seven syncs in a row were begun but never swept.
     pub fn clear_marks(&mut self) {
-        let state = &mut self.part().state;
-        state.mark = state.mark.wrapping_add(1);
+        self.shard.clear_marks(self.local);
     }
 
     /// Removes the items that were not put since [`Self::clear_marks`], looking at about `budget`
     /// items from `cursor` on.
     pub fn sweep_unmarked(&mut self, cursor: Cursor, budget: usize) -> Swept {
-        let _ = (cursor, budget);
-        let part = self.part();
-        let (before, mark) = (part.items.len(), part.state.mark);
-        part.items.retain(|_, item| item.mark == mark);
-        Swept { removed: (before - part.items.len()) as u64, next: None }
+        self.shard.sweep_unmarked(&self.common.pool, self.local, cursor, budget)
     }
 
     /// Removes every item, or only those whose version is at most `max_version`. Returns how many.
     pub fn flush(&mut self, max_version: Option<u64>) -> u64 {
-        let part = self.part();
-        let before = part.items.len();
-        part.items.retain(|_, item| max_version.is_some_and(|max| item.meta.version > max));
-        (before - part.items.len()) as u64
+        self.shard.flush(&self.common.pool, self.local, max_version)
+    }
+}
+
+#[cfg(test)]
+impl Cache {
+    pub(crate) const fn common_for_test(&self) -> &Common {
+        &self.common
+    }
+
+    pub(crate) const fn layout_for_test(&self) -> Layout {
+        self.layout
+    }
+}
+
+#[cfg(test)]
+impl Locked<'_, '_> {
+    pub(crate) fn shard_for_test(&self) -> &Shard {
+        &self.inner.shard
     }
 }

@@ -42,6 +42,8 @@ pub struct StoreConfig {
     pub evict: bool,
     /// Store time = CLOCK_BOOTTIME + this, seconds; for a new store, an attached one keeps its own.
     pub time_offset: i64,
+    /// Shards of a new store, a power of two up to 64; `None` = by memory (16 MiB a shard).
+    pub shards: Option<usize>,
 }
 
 impl StoreConfig {
@@ -57,6 +59,7 @@ impl Default for StoreConfig {
             item_limit: Self::ITEM_LIMIT,
             evict: true,
             time_offset: 0,
+            shards: None,
         }
     }
 }
@@ -83,21 +86,6 @@ pub struct PartitionState {
 impl PartitionState {
     /// Bits of the sequence number in a version.
     pub const SEQ_BITS: u32 = 48;
-
-    /// A partition in which nothing has happened yet.
-    pub(crate) const fn empty() -> Self {
-        Self {
-            version: 0,
-            last_delete: 0,
-            flush_at: 0,
-            mark: 0,
-            unswept: 0,
-            reserved: [0; 2],
-            items: 0,
-            bytes: 0,
-            reserved2: [0; 3],
-        }
-    }
 
     /// Last used version: 0 | epoch:15 | seq:48.
     pub const fn version(&self) -> u64 {

@@ -1,5 +1,7 @@
 //! A stored item as its reader sees it.
 
+use super::slab::Pieces;
+
 /// One item, borrowed from its shard while the lock is held.
 #[derive(Clone, Debug)]
 pub struct ItemView<'a> {
@@ -20,11 +22,16 @@ pub struct ItemView<'a> {
 pub struct Value<'a> {
     first: Option<&'a [u8]>,
     left: usize,
+    rest: Option<Pieces<'a>>,
 }
 
 impl<'a> Value<'a> {
     pub(crate) const fn contiguous(value: &'a [u8]) -> Self {
-        Self { first: Some(value), left: value.len() }
+        Self { first: Some(value), left: value.len(), rest: None }
+    }
+
+    pub(crate) const fn chained(first: &'a [u8], len: usize, rest: Pieces<'a>) -> Self {
+        Self { first: Some(first), left: len, rest: Some(rest) }
     }
 
     /// Bytes not yet returned.
@@ -51,7 +58,10 @@ impl<'a> Iterator for Value<'a> {
     type Item = &'a [u8];
 
     fn next(&mut self) -> Option<&'a [u8]> {
-        let part = self.first.take()?;
+        let part = match self.first.take() {
+            Some(first) => first,
+            None => self.rest.as_mut()?.next_part()?.1,
+        };
         self.left = self.left.saturating_sub(part.len());
         Some(part)
     }
