@@ -2,6 +2,7 @@
 
 pub mod connections;
 pub mod driver;
+pub mod secure;
 #[cfg(test)]
 pub(crate) mod testing;
 pub mod worker;
