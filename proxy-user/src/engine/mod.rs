@@ -2,6 +2,7 @@
 
 pub mod connections;
 pub mod driver;
+mod region;
 pub mod secure;
 #[cfg(test)]
 pub(crate) mod testing;
