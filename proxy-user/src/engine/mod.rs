@@ -1,9 +1,22 @@
 //! The engine process: workers, driver, connections.
+//!
+//! ```text
+//! guardian ─▶ [control: main thread] ─▶ mailboxes ─▶ [worker 0] [worker 1] ... one per core
+//!                     ▲                                  │ connections: memcached, HTTP, links
+//!                     └────────── events ◀───────────────┘ one cache, under short locks
+//! ```
+//! It obeys: role and lease stand in the shared page, orders come by the control socket. It decides
+//! nothing about the pair. [`run`] is the process; [`start::Engine`] the same without a guardian's
+//! socket, for tests.
 
 pub mod connections;
+mod control;
 pub mod driver;
 mod region;
 pub mod secure;
+pub mod start;
 #[cfg(test)]
 pub(crate) mod testing;
 pub mod worker;
+
+pub use control::{EngineError, run};
