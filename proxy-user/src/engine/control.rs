@@ -1,15 +1,15 @@
 //! The engine's main thread: the guardian's orders in, reports out.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::start::{Engine, Start, StartError};
 use super::worker::{Events, Mail, Shared};
 use crate::control::channel::{ChannelError, EngineEnd};
-use crate::control::message::{self, SyncCommand, ToEngine, ToGuardian};
-use crate::control::shared::{Liveness, Seat, SharedPage, mark_on_fatal_signals};
+use crate::control::message::{self, ToEngine, ToGuardian};
+use crate::control::shared::{Liveness, Seat, SharedPage, Woken, mark_on_fatal_signals};
 
 /// The guardian configures its engine at once.
 const CONFIG_TIME: Duration = Duration::from_secs(10);
@@ -45,10 +45,11 @@ pub fn run(control: OwnedFd) -> Result<(), EngineError> {
     if snapshot.version != message::VERSION || descriptors.is_empty() {
         return Err(EngineError::Version);
     }
-    let page = SharedPage::open(std::os::fd::AsFd::as_fd(&descriptors.remove(0)))?;
+    let page = SharedPage::open(descriptors.remove(0).as_fd())?;
     mark_on_fatal_signals()?;
     let seat = page.hold(Seat::Engine)?;
-    let store = (snapshot.cache.is_some() && !descriptors.is_empty()).then(|| descriptors.remove(0));
+    let store =
+        (snapshot.cache.is_some() && !descriptors.is_empty()).then(|| descriptors.remove(0));
     let start = Start { snapshot: *snapshot, page, store, listeners: descriptors };
     let teller = Arc::clone(&channel);
     let events = Events::new(move |event| tell(&teller, &event));
@@ -90,10 +91,9 @@ fn obey(channel: &EngineEnd, engine: &Engine) -> Result<Duration, EngineError> {
         match message {
             ToEngine::Config(_) => tracing::warn!("a second configuration is ignored"),
             ToEngine::Role(_) => shared.wake_all(),
-            ToEngine::Backends(states) => shared.set_backends(&states),
+            ToEngine::Backends(states) => shared.set_backends(states),
             ToEngine::Prepare { epoch } => prepare(channel, shared, epoch),
-            ToEngine::Sync(SyncCommand::Gate { gate }) => shared.gate(gate),
-            ToEngine::Sync(SyncCommand::Target(target)) => shared.set_target(target),
+            ToEngine::Sync(command) => shared.streams.order(command, shared),
             ToEngine::PredecessorReaped => engine.predecessor_reaped(),
             ToEngine::Stop { grace_ms } => return Ok(Duration::from_millis(grace_ms.into())),
         }
@@ -118,20 +118,21 @@ fn abandon(shared: &Shared) {
     }
 }
 
-/// Learns of the guardian's death at its first moment, from its seat in the page.
+/// Learns of the guardian's death at its first moment, from its seat in the page. A seat that was
+/// given back is no death: then the socket says what happens.
 fn watch_guardian(page: SharedPage, shared: Arc<Shared>) -> io::Result<()> {
     let watch = move || {
         let mut poked = page.poked();
-        while page.liveness(Seat::Guardian) != Liveness::Dead {
+        loop {
             match page.watch(&[Seat::Guardian], poked, None) {
-                Ok(_) => poked = page.poked(),
+                Ok(Woken::Seat(_, Liveness::Died)) => break,
+                Ok(Woken::Seat(_, Liveness::Empty | Liveness::Left)) => return,
+                Ok(Woken::Poked(count)) => poked = count,
+                Ok(_) => {}
                 Err(error) => {
                     tracing::warn!(%error, "the guardian's death will be noticed late");
                     return;
                 }
-            }
-            if page.liveness(Seat::Guardian) == Liveness::Left {
-                return; // it goes on purpose, and says so on the socket
             }
         }
         tracing::error!("the guardian is dead");

@@ -12,11 +12,14 @@
 pub mod connections;
 mod control;
 pub mod driver;
+pub mod link;
 mod region;
 pub mod secure;
 pub mod start;
 #[cfg(test)]
 pub(crate) mod testing;
+#[cfg(test)]
+mod tests;
 pub mod worker;
 
 pub use control::{EngineError, run};

@@ -93,7 +93,10 @@ impl Engine {
         for (listener, descriptor) in posts {
             let mailbox = shared.mailboxes.get(usize::from(listener.worker));
             let mailbox = mailbox.ok_or(StartError::Descriptors)?;
-            mailbox.post(Mail::Listen(descriptor, Service::of(listener.service)));
+            match Service::of(listener.service) {
+                Some(service) => mailbox.post(Mail::Listen(descriptor, service)),
+                None => tracing::warn!(?listener, "not served"),
+            }
         }
         if generation > 0 {
             let until = Instant::now() + SWEEP_TIME;
@@ -156,8 +159,7 @@ fn attach(
         ..StoreConfig::default()
     };
     mapped.prefault();
-    let (cache, found) =
-        Cache::attach(store, mapped.region).map_err(|error| unusable(&error))?;
+    let (cache, found) = Cache::attach(store, mapped.region).map_err(|error| unusable(&error))?;
     let report = report(&cache, &found, mapped.note);
     Ok((cache, report))
 }
@@ -213,8 +215,8 @@ fn work(index: usize, shared: Arc<Shared>, mode: IoMode, ready: &Ready) {
         pin(index);
         let seat = Seat::Worker(u16::try_from(index).unwrap_or(u16::MAX));
         let held = shared.page.hold(seat).map_err(|error| format!("no seat: {error}"))?;
-        let (driver, reason) = Driver::new(mode, &DriverOptions::default())
-            .map_err(|error| error.to_string())?;
+        let (driver, reason) =
+            Driver::new(mode, &DriverOptions::default()).map_err(|error| error.to_string())?;
         let io = match reason {
             Some(reason) => format!("{} ({reason})", driver.name()),
             None => driver.name().to_owned(),

@@ -18,14 +18,16 @@ use std::time::{Duration, Instant};
 
 pub use self::core::Core;
 use self::core::{Stage, slot_mut};
-pub use shared::{Mail, Mailbox, Shared};
+pub use shared::{Events, Mail, Mailbox, Shared};
 
 use crate::control::counters::Counter;
-use crate::engine::connections::Closed;
+use crate::engine::connections::{self, Closed};
 use crate::engine::driver::{Completion, Driver, Event, Key, Op};
 
 /// Pause of a listener after it found no descriptor or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// See [`Mail::SweepUntil`].
+const SWEEP_PAUSE: Duration = Duration::from_millis(1);
 /// Longest sleep: bounds the age of what only a turn looks at.
 const TURN_MAX: Duration = Duration::from_millis(500);
 
@@ -64,7 +66,9 @@ impl Worker {
     pub fn turn(&mut self) -> io::Result<bool> {
         let core = &mut self.core;
         let latest = core.now + TURN_MAX;
-        let wake = [core.timers.next(), core.stopping].into_iter().flatten().min();
+        let sweep = core.sweeping.map(|_| core.now + SWEEP_PAUSE);
+        let services = core.locals.next_turn(core.now);
+        let wake = [core.timers.next(), core.stopping, sweep, services].into_iter().flatten().min();
         let wake = wake.map_or(latest, |wake| wake.min(latest));
         core.page.enter_poll();
         let polled = core.driver.poll(&mut self.completions, Some(wake));
@@ -76,6 +80,8 @@ impl Worker {
         }
         core.on_deadlines();
         core.on_mail();
+        core.sweep();
+        connections::on_turn(core);
         core.settle();
         core.report();
         Ok(core.goes_on())
@@ -147,16 +153,23 @@ impl Core {
                         tracing::error!(%error, "cannot listen");
                     }
                 }
-                Mail::Sweep => {
-                    for key in &self.listeners {
-                        self.driver.push(*key, Op::Sweep);
-                    }
-                }
+                Mail::SweepUntil(until) => self.sweeping = until,
                 Mail::Stop(until) => self.stop(until),
                 Mail::Unlisten => self.unlisten(),
                 Mail::Task(task) => task(self),
             }
             self.bury();
+        }
+    }
+
+    /// Behind a dead engine whose ring takes the wake-ups of our listeners.
+    fn sweep(&mut self) {
+        let Some(until) = self.sweeping else { return };
+        for key in &self.listeners {
+            self.driver.push(*key, Op::Sweep);
+        }
+        if self.now >= until {
+            self.sweeping = None;
         }
     }
 

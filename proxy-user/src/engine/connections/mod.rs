@@ -18,12 +18,13 @@ use std::net::SocketAddr;
 use std::time::Instant;
 
 use crate::control::counters::Counter;
-use crate::control::message::Snapshot;
+use crate::control::message::{self, Snapshot};
 use crate::control::role::Role;
 use crate::engine::driver::Key;
 use crate::engine::worker::{Core, Shared};
 
 pub mod layer;
+pub mod memcached;
 pub(crate) mod outbox;
 pub(crate) mod timers;
 
@@ -103,6 +104,8 @@ pub trait Protocol: fmt::Debug {
 /// All kinds of connection. A new protocol adds an arm here and one in `Kind::protocol`.
 #[derive(Debug)]
 pub enum Kind {
+    /// A client of the cache.
+    Memcached(Box<memcached::Memcached>),
     /// Anything else; tests.
     Other(Box<dyn Protocol>),
 }
@@ -110,6 +113,7 @@ pub enum Kind {
 impl Kind {
     pub(crate) fn protocol(&mut self) -> &mut dyn Protocol {
         match self {
+            Self::Memcached(protocol) => protocol.as_mut(),
             Self::Other(protocol) => protocol.as_mut(),
         }
     }
@@ -117,11 +121,27 @@ impl Kind {
 
 /// What protocols keep per worker (idle upstream connections, waiting sessions): one field each.
 #[derive(Debug, Default)]
-pub struct Locals {}
+pub struct Locals {
+    pub(crate) memcached: memcached::Local,
+}
+
+impl Locals {
+    /// When a service wants the next turn at the latest.
+    pub(crate) fn next_turn(&self, now: Instant) -> Option<Instant> {
+        self.memcached.next_turn(now)
+    }
+}
+
+/// What services do once a turn, after all input and before anything is sent.
+pub(crate) fn on_turn(core: &mut Core) {
+    memcached::on_turn(core);
+}
 
 /// What a listener makes of its connections.
 #[derive(Clone)]
 pub enum Service {
+    /// The memcached protocol.
+    Cache,
     /// Anything else; tests.
     Other(std::sync::Arc<dyn Fn() -> Box<dyn Protocol> + Send + Sync>),
 }
@@ -129,15 +149,26 @@ pub enum Service {
 impl fmt::Debug for Service {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            Self::Cache => "cache",
             Self::Other(_) => "other",
         })
     }
 }
 
 impl Service {
+    /// What the guardian's word for a listener means; `None`: nothing that is served here.
+    #[must_use]
+    pub const fn of(service: message::Service) -> Option<Self> {
+        match service {
+            message::Service::Cache => Some(Self::Cache),
+            message::Service::Http(_) | message::Service::Link => None,
+        }
+    }
+
     /// A new connection's protocol and layer.
-    pub(crate) fn make(&self, _core: &mut Core) -> (Kind, Option<Box<dyn Layer>>) {
+    pub(crate) fn make(&self, core: &mut Core) -> (Kind, Option<Box<dyn Layer>>) {
         match self {
+            Self::Cache => (memcached::Memcached::kind(core), None),
             Self::Other(make) => (Kind::Other(make()), None),
         }
     }

@@ -123,7 +123,8 @@ impl Drop for Running {
 fn start(mode: IoMode, max: usize, service: Service) -> Running {
     let snapshot = crate::engine::testing::snapshot(1);
     let (page, _) = crate::control::shared::SharedPage::create(1).unwrap();
-    let shared = Arc::new(Shared::new(snapshot, page, max));
+    let events = crate::engine::worker::Events::new(|_| {});
+    let shared = Arc::new(Shared::new(snapshot, page, max, None, events));
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     let (theirs, (ready, is_ready)) = (Arc::clone(&shared), channel());

@@ -119,6 +119,7 @@ pub struct Core {
     pub(super) listeners: Vec<Key>,
     pub(super) accepting: bool,
     pub(super) stopping: Option<Instant>,
+    pub(super) sweeping: Option<Instant>,
     pub(super) plain: Vec<u8>,
 }
 
@@ -144,6 +145,7 @@ impl Core {
             listeners: Vec::new(),
             accepting: true,
             stopping: None,
+            sweeping: None,
             plain: Vec::new(),
         }
     }
@@ -403,7 +405,8 @@ impl Core {
         }
     }
 
-    pub(super) fn keys(&self) -> Vec<Key> {
+    /// All living connections and listeners.
+    pub(crate) fn keys(&self) -> Vec<Key> {
         self.slots.iter().flatten().filter(|slot| !slot.ending).map(|slot| slot.key).collect()
     }
 }

@@ -10,10 +10,34 @@ use std::time::Instant;
 use parking_lot::Mutex;
 
 use super::Core;
-use crate::control::message::Snapshot;
+use crate::control::message::{ServerState, Snapshot, ToGuardian};
 use crate::control::shared::SharedPage;
 use crate::engine::connections::Service;
+use crate::engine::connections::memcached::CacheService;
 use crate::engine::driver::Waker;
+use crate::engine::link::Streams;
+
+/// Where workers report what the guardian must know. Called on their threads; must not block.
+pub struct Events(Box<dyn Fn(ToGuardian) + Send + Sync>);
+
+impl Events {
+    /// Reports go to this function.
+    #[must_use]
+    pub fn new(tell: impl Fn(ToGuardian) + Send + Sync + 'static) -> Self {
+        Self(Box::new(tell))
+    }
+
+    /// Reports.
+    pub fn tell(&self, event: ToGuardian) {
+        (self.0)(event);
+    }
+}
+
+impl fmt::Debug for Events {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Events")
+    }
+}
 
 /// What all workers share.
 #[derive(Debug)]
@@ -28,12 +52,26 @@ pub struct Shared {
     pub connections: AtomicUsize,
     /// One mailbox per worker.
     pub mailboxes: Vec<Mailbox>,
+    /// The store, if there is one.
+    pub cache: Option<CacheService>,
+    /// The streams between the engines.
+    pub streams: Streams,
+    /// To the guardian.
+    pub events: Events,
+    /// What active checks say of the servers, by upstream and server; empty: nothing yet.
+    pub backends: Mutex<Vec<Vec<ServerState>>>,
 }
 
 impl Shared {
     /// For the workers of the configuration.
     #[must_use]
-    pub fn new(config: Snapshot, page: SharedPage, connections_max: usize) -> Self {
+    pub fn new(
+        config: Snapshot,
+        page: SharedPage,
+        connections_max: usize,
+        cache: Option<CacheService>,
+        events: Events,
+    ) -> Self {
         let workers = usize::from(config.workers);
         Self {
             config,
@@ -41,7 +79,16 @@ impl Shared {
             connections_max,
             connections: AtomicUsize::new(0),
             mailboxes: (0..workers).map(|_| Mailbox::default()).collect(),
+            cache,
+            streams: Streams::default(),
+            events,
+            backends: Mutex::default(),
         }
+    }
+
+    /// Active checks have a new view of the servers.
+    pub fn set_backends(&self, states: Vec<Vec<ServerState>>) {
+        *self.backends.lock() = states;
     }
 
     /// Has every worker make a turn.
@@ -56,8 +103,8 @@ impl Shared {
 pub enum Mail {
     /// Listen, and make this of what comes.
     Listen(OwnedFd, Service),
-    /// Look for waiting connections on all listeners.
-    Sweep,
+    /// Until then, look for waiting connections on all listeners each millisecond; `None`: no more.
+    SweepUntil(Option<Instant>),
     /// Stop: no more new connections; until this time the present ones may finish.
     Stop(Instant),
     /// Close all listeners at once.
@@ -70,7 +117,7 @@ impl fmt::Debug for Mail {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Listen(..) => "Listen",
-            Self::Sweep => "Sweep",
+            Self::SweepUntil(_) => "SweepUntil",
             Self::Stop(_) => "Stop",
             Self::Unlisten => "Unlisten",
             Self::Task(_) => "Task",

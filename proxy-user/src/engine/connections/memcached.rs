@@ -1,0 +1,370 @@
+//! memcached clients: [`cache::Session`] on the worker.
+//!
+//! It is no protocol: the session parses, executes and holds answers until their gate opens. Here
+//! are the moments at which it is looked at again: input, a send done, acknowledgements, a change
+//! of the role. Sessions that wait stand in the worker's waiting list.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use cache::replication::{AckMode, GateRole, GateState};
+use cache::stats::{Counters, Figures, Server, Totals};
+use cache::{Cache, Context, Now, Session, StoreTime, Transmit};
+use nix::sys::resource::{UsageWho, getrusage};
+use nix::time::{ClockId, clock_gettime};
+use parking_lot::Mutex;
+
+use super::{Close, Ctx, Kind, OUTBOX_HIGH, Protocol};
+use crate::config;
+use crate::control::counters::Counter;
+use crate::control::message::{SyncEvent, ToGuardian};
+use crate::control::role::{Role, State};
+use crate::control::shared::{Liveness, Seat, SharedPage, monotonic_ns};
+use crate::engine::driver::Key;
+use crate::engine::worker::{Core, Shared};
+use crate::node::Epoch;
+
+/// While answers wait, the gate is looked at this often even if nobody calls: for the lease.
+const LOOK_AGAIN: Duration = Duration::from_millis(2);
+/// Expired items are looked for this often, by one worker.
+const MAINTAIN_EVERY: Duration = Duration::from_millis(100);
+/// Items looked at each time.
+const MAINTAIN_BUDGET: usize = 2_000;
+
+/// The store and what belongs to it; one for all workers.
+#[derive(Debug)]
+pub struct CacheService {
+    /// The store.
+    pub cache: Cache,
+    /// What the peer has acknowledged.
+    pub acks: cache::replication::Shared,
+    counters: Vec<Counters>,
+    reset_at: Mutex<Totals>,
+    /// Grows with every acknowledgement that arrived.
+    news: AtomicU64,
+    ack_mode: AckMode,
+    ack_timeout: Duration,
+    port: u16,
+    started: Instant,
+}
+
+impl CacheService {
+    /// For so many workers.
+    #[must_use]
+    pub fn new(cache: Cache, config: &config::Cache, workers: usize) -> Self {
+        Self {
+            cache,
+            acks: cache::replication::Shared::default(),
+            counters: (0..workers).map(|_| Counters::default()).collect(),
+            reset_at: Mutex::default(),
+            news: AtomicU64::new(0),
+            ack_mode: match config.ack {
+                config::Ack::Replicated => AckMode::Replicated,
+                config::Ack::Local => AckMode::Local,
+            },
+            ack_timeout: config.ack_timeout,
+            port: config.listen.first().map_or(0, std::net::SocketAddr::port),
+            started: Instant::now(),
+        }
+    }
+
+    /// Acknowledgements have come: waiting sessions are to be looked at.
+    pub fn acknowledged(&self) {
+        self.news.fetch_add(1, Ordering::Release);
+    }
+
+    fn totals(&self) -> Totals {
+        let mut totals = Totals::default();
+        for counters in &self.counters {
+            counters.add_to(&mut totals);
+        }
+        totals
+    }
+
+    fn now(&self, instant: Instant) -> Now {
+        let seconds = |clock| clock_gettime(clock).map_or(0, |time| time.tv_sec());
+        let boot = seconds(ClockId::CLOCK_BOOTTIME).saturating_add(self.cache.time_offset());
+        Now {
+            instant,
+            store: StoreTime(u32::try_from(boot.max(1)).unwrap_or(u32::MAX)),
+            wall: u64::try_from(seconds(ClockId::CLOCK_REALTIME)).unwrap_or(0),
+        }
+    }
+}
+
+/// Role, epoch and lease of this very moment: answers leave under what this says.
+#[must_use]
+pub fn gate(page: SharedPage, ack_mode: AckMode) -> GateState {
+    let role = page.role();
+    let serves = role.state.is_master();
+    GateState {
+        role: match role.state {
+            State::Master => GateRole::Master,
+            State::MasterSolo => GateRole::MasterSolo,
+            _ => GateRole::Closed,
+        },
+        epoch: role.epoch,
+        // A dead guardian renews no lease, and can not end one either.
+        lease_valid: serves
+            && page.lease_valid(monotonic_ns())
+            && !matches!(page.liveness(Seat::Guardian), Liveness::Died),
+        ack_mode,
+    }
+}
+
+impl Server for Shared {
+    fn figures(&self) -> Figures {
+        let role = self.page.role();
+        let usage = getrusage(UsageWho::RUSAGE_SELF).ok();
+        let time = |time: nix::sys::time::TimeVal| {
+            Duration::from_micros(
+                u64::try_from(time.tv_sec() * 1_000_000 + time.tv_usec()).unwrap_or(0),
+            )
+        };
+        let service = self.cache.as_ref();
+        let totals = service.map(|service| service.totals().since(&service.reset_at.lock()));
+        Figures {
+            pid: std::process::id(),
+            uptime: service.map(|service| service.started.elapsed()).unwrap_or_default(),
+            rusage_user: usage.map(|usage| time(usage.user_time())).unwrap_or_default(),
+            rusage_system: usage.map(|usage| time(usage.system_time())).unwrap_or_default(),
+            max_connections: self.connections_max as u64,
+            curr_connections: self.connections.load(Ordering::Relaxed) as u64,
+            total_connections: self.page.sum(Counter::Accepted),
+            rejected_connections: self.page.sum(Counter::ConnectionsRefused),
+            threads: self.mailboxes.len() as u64,
+            tcp_port: service.map(|service| service.port).unwrap_or_default(),
+            role: role.state.as_str(),
+            totals: totals.unwrap_or_default(),
+            replication: vec![
+                ("role", role.state.as_str().to_owned()),
+                ("epoch", role.epoch.to_string()),
+                ("answers_held", self.page.sum(Counter::AnswersHeld).to_string()),
+            ],
+        }
+    }
+
+    fn reset(&self) {
+        if let Some(service) = &self.cache {
+            *service.reset_at.lock() = service.totals();
+        }
+    }
+}
+
+/// A worker's part.
+#[derive(Debug, Default)]
+pub(crate) struct Local {
+    /// Sessions with answers that wait for the gate.
+    waiting: Vec<Key>,
+    role: Option<Role>,
+    news: u64,
+    looked: Option<Instant>,
+    /// The epoch whose lateness has been reported.
+    late: Option<u16>,
+    now: Option<Now>,
+    maintained: Option<Instant>,
+}
+
+impl Local {
+    pub(crate) fn next_turn(&self, now: Instant) -> Option<Instant> {
+        let maintain = self.maintained.map(|at| at + MAINTAIN_EVERY);
+        let look = (!self.waiting.is_empty()).then(|| now + LOOK_AGAIN);
+        [maintain, look].into_iter().flatten().min()
+    }
+}
+
+/// One client.
+#[derive(Debug)]
+pub struct Memcached {
+    shared: Arc<Shared>,
+    session: Session,
+    waiting: bool,
+    paused: bool,
+    eof: bool,
+}
+
+/// Everything around a session for one call.
+fn context<'a>(shared: &'a Shared, worker: usize, now: Now) -> Option<Context<'a>> {
+    let service = shared.cache.as_ref()?;
+    Some(Context {
+        cache: &service.cache,
+        shared: &service.acks,
+        gate: gate(shared.page, service.ack_mode),
+        now,
+        counters: service.counters.get(worker)?,
+        server: shared,
+    })
+}
+
+impl Memcached {
+    /// A new client's session.
+    pub(crate) fn kind(core: &Core) -> Kind {
+        Kind::Memcached(Box::new(Self {
+            shared: Arc::clone(&core.shared),
+            session: Session::new(),
+            waiting: false,
+            paused: false,
+            eof: false,
+        }))
+    }
+
+    /// Sends what may leave, runs what that made room for, and notes what waits.
+    fn transmit(&mut self, ctx: &mut Ctx<'_>) {
+        let now = ctx.core.cache_now();
+        let state = loop {
+            let Some(context) = context(&self.shared, ctx.core.index, now) else {
+                ctx.close(Close::Now);
+                return;
+            };
+            if context.gate.serves() && !context.gate.lease_valid {
+                break Transmit::Held;
+            }
+            let state = self.session.poll_transmit(&context, ctx.out());
+            if state != Transmit::Idle || !self.session.wants_run() || ctx.unsent() > OUTBOX_HIGH {
+                break state;
+            }
+            self.session.run(&context);
+        };
+        if let Transmit::Close(reason) = state {
+            tracing::debug!(%reason, "memcached client closed");
+            ctx.close(Close::Flush);
+            return;
+        }
+        if self.eof && self.session.unsent() == 0 && !self.session.wants_run() {
+            ctx.close(Close::Flush);
+            return;
+        }
+        if state == Transmit::Held && self.session.unsent() > 0 && !self.waiting {
+            self.waiting = true;
+            ctx.core.locals.memcached.waiting.push(ctx.key);
+        }
+        let pause = !self.session.wants_read();
+        if pause != self.paused {
+            self.paused = pause;
+            if pause { ctx.pause() } else { ctx.resume() }
+        }
+    }
+}
+
+impl Protocol for Memcached {
+    fn on_data(&mut self, bytes: &[u8], ctx: &mut Ctx<'_>) {
+        let now = ctx.core.cache_now();
+        if let Some(context) = context(&self.shared, ctx.core.index, now) {
+            self.session.feed(&context, bytes);
+        }
+        self.transmit(ctx);
+    }
+
+    fn on_sent(&mut self, ctx: &mut Ctx<'_>) {
+        if self.session.wants_run() || self.paused {
+            self.transmit(ctx);
+        }
+    }
+
+    /// A peer that has sent its end still wants its answers, the held ones too.
+    fn on_eof(&mut self, ctx: &mut Ctx<'_>) {
+        self.eof = true;
+        self.transmit(ctx);
+    }
+}
+
+/// Once a turn: sessions that wait, after news; all of them, after a change of the role.
+pub(crate) fn on_turn(core: &mut Core) {
+    let shared = Arc::clone(&core.shared);
+    let Some(service) = &shared.cache else { return };
+    core.locals.memcached.now = None;
+    let role = shared.page.role();
+    let news = service.news.load(Ordering::Acquire);
+    let keys = look_at(core, service, role, news);
+    let mut oldest: Option<Instant> = None;
+    for key in keys {
+        let since = core.with(key, |kind, ctx| {
+            let Kind::Memcached(client) = kind else { return None };
+            client.waiting = false;
+            client.transmit(ctx);
+            client.session.oldest_held_since()
+        });
+        let since = since.flatten();
+        oldest = [oldest, since].into_iter().flatten().min();
+    }
+    report_late(core, service, role, oldest);
+    maintain(core, service);
+}
+
+/// The sessions whose gate may have moved since the last turn.
+fn look_at(core: &mut Core, service: &CacheService, role: Role, news: u64) -> Vec<Key> {
+    let now = core.now;
+    let local = &mut core.locals.memcached;
+    if local.role.replace(role) != Some(role) {
+        local.late = None;
+        local.waiting.clear();
+        if role.state == State::MasterSolo && !service.cache.solo() {
+            service.cache.set_solo(true);
+        }
+        return core.keys();
+    }
+    let is_news = std::mem::replace(&mut local.news, news) != news;
+    let is_old = local.looked.is_none_or(|at| now >= at + LOOK_AGAIN);
+    if local.waiting.is_empty() || !(is_news || is_old) {
+        return Vec::new();
+    }
+    local.looked = Some(now);
+    std::mem::take(&mut local.waiting)
+}
+
+fn report_late(core: &mut Core, service: &CacheService, role: Role, oldest: Option<Instant>) {
+    core.page.set(Counter::AnswersHeld, core.locals.memcached.waiting.len() as u64);
+    let late = oldest.is_some_and(|since| core.now.duration_since(since) > service.ack_timeout);
+    if !late || role.state != State::Master || core.locals.memcached.late == Some(role.epoch) {
+        return;
+    }
+    core.locals.memcached.late = Some(role.epoch);
+    if let Some(epoch) = Epoch::new(role.epoch) {
+        core.shared.events.tell(ToGuardian::Sync(SyncEvent::AckLate { epoch }));
+    }
+}
+
+/// Expiry and figures: the first worker's, a bounded bit each time.
+fn maintain(core: &mut Core, service: &CacheService) {
+    if core.index != 0 {
+        return report(core, service);
+    }
+    let due = core.locals.memcached.maintained.is_none_or(|at| core.now >= at + MAINTAIN_EVERY);
+    if !due {
+        return;
+    }
+    core.locals.memcached.maintained = Some(core.now);
+    let now = core.cache_now();
+    service.cache.maintain(now.store, MAINTAIN_BUDGET);
+    let counters = service.cache.counters();
+    core.page.set(Counter::CacheItems, counters.items);
+    core.page.set(Counter::CacheBytes, counters.bytes);
+    core.page.set(Counter::CacheEvictions, counters.evictions);
+    core.page.set(Counter::CacheExpired, counters.expired);
+    report(core, service);
+}
+
+/// What this worker's clients did, for the guardian.
+fn report(core: &Core, service: &CacheService) {
+    use cache::stats::Counter as C;
+    let Some(own) = service.counters.get(core.index) else { return };
+    core.page.set(Counter::CacheGets, own.value(C::CmdGet));
+    core.page.set(Counter::CacheHits, own.value(C::GetHits));
+    core.page.set(Counter::CacheSets, own.value(C::CmdSet));
+}
+
+impl Core {
+    /// The cache's clocks, read once a turn.
+    fn cache_now(&mut self) -> Now {
+        if let Some(now) = self.locals.memcached.now
+            && now.instant == self.now
+        {
+            return now;
+        }
+        let now = self.shared.cache.as_ref().map(|service| service.now(self.now));
+        let now = now.unwrap_or(Now { instant: self.now, store: StoreTime(1), wall: 0 });
+        self.locals.memcached.now = Some(now);
+        now
+    }
+}

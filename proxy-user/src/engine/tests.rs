@@ -1,0 +1,135 @@
+//! Whole engines in this process: clients, roles, restarts, orders.
+
+use std::net::Shutdown;
+use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
+
+use super::driver::tests::modes;
+use super::testing::{Client, Rig, store};
+use crate::control::message::{SyncEvent, ToGuardian};
+use crate::control::role::State;
+
+#[test]
+fn a_memcached_client_is_served_by_every_worker_from_one_store() {
+    for mode in modes() {
+        let rig = Rig::solo(mode, 2);
+        let mut clients: Vec<Client> = (0..8).map(|_| Client::connect(rig.cache)).collect();
+        clients[0].ask("set k 5 0 3\r\nabc\r\n", "STORED\r\n");
+        for client in &mut clients {
+            client.ask("get k\r\n", "VALUE k 5 3\r\nabc\r\nEND\r\n");
+        }
+        clients[3].ask("delete k\r\n", "DELETED\r\n");
+        clients[4].ask("get k\r\n", "END\r\n");
+        clients[5].ask("version\r\n", "VERSION ");
+    }
+}
+
+#[test]
+fn a_pipeline_of_any_length_is_answered_in_order() {
+    for mode in modes() {
+        let rig = Rig::solo(mode, 1);
+        let client = Client::connect(rig.cache);
+        let value = "v".repeat(1000);
+        let (mut say, mut hear) = (String::new(), String::new());
+        for number in 0..5000 {
+            say += &format!("set k{number} 0 0 1000\r\n{value}\r\nget k{number}\r\n");
+            hear += &format!("STORED\r\nVALUE k{number} 0 1000\r\n{value}\r\nEND\r\n");
+        }
+        // The whole question is said before any answer is read: someone must hold back.
+        let mut writer = Client(client.0.try_clone().unwrap());
+        let writing = std::thread::spawn(move || writer.say(say.as_bytes()));
+        let mut client = client;
+        client.hear(hear.as_bytes());
+        writing.join().unwrap();
+    }
+}
+
+#[test]
+fn a_client_that_ends_after_its_question_gets_the_answer() {
+    for mode in modes() {
+        let rig = Rig::solo(mode, 1);
+        let mut client = Client::connect(rig.cache);
+        client.say(b"set k 0 0 1\r\nx\r\nget k\r\n");
+        client.0.shutdown(Shutdown::Write).unwrap();
+        client.hear(b"STORED\r\nVALUE k 0 1\r\nx\r\nEND\r\n");
+        client.hear_end();
+    }
+}
+
+#[test]
+fn answers_wait_for_the_lease_and_leave_with_it() {
+    for mode in modes() {
+        let rig = Rig::solo(mode, 1);
+        let mut client = Client::connect(rig.cache);
+        client.ask("set k 0 0 1\r\nx\r\n", "STORED\r\n");
+        rig.page.set_lease(0);
+        client.say(b"get k\r\n");
+        client.hear_nothing(Duration::from_millis(30));
+        rig.page.set_lease(u64::MAX);
+        client.hear(b"VALUE k 0 1\r\nx\r\nEND\r\n");
+    }
+}
+
+#[test]
+fn held_answers_never_leave_after_the_role_and_lateness_is_reported() {
+    for mode in modes() {
+        let rig = Rig::solo(mode, 1);
+        let mut idle = Client::connect(rig.cache);
+        idle.ask("set k 0 0 1\r\nx\r\n", "STORED\r\n");
+        rig.reign(State::Master, 2); // no peer acks anything
+        let mut client = Client::connect(rig.cache);
+        client.say(b"set k 0 0 1\r\ny\r\n");
+        let event = rig.events.recv_timeout(Duration::from_secs(5)).unwrap();
+        assert!(
+            matches!(event, ToGuardian::Sync(SyncEvent::AckLate { epoch }) if epoch.get() == 2)
+        );
+        client.hear_nothing(Duration::from_millis(10));
+        rig.reign(State::Fenced, 2);
+        client.hear_end();
+        assert!(rig.events.try_recv().is_err(), "reported once");
+    }
+}
+
+#[test]
+fn held_answers_leave_when_the_peer_is_given_up() {
+    for mode in modes() {
+        let rig = Rig::solo(mode, 1);
+        rig.reign(State::Master, 2);
+        let mut client = Client::connect(rig.cache);
+        client.say(b"set k 0 0 1\r\ny\r\n");
+        client.hear_nothing(Duration::from_millis(10));
+        rig.reign(State::MasterSolo, 2);
+        client.hear(b"STORED\r\n");
+    }
+}
+
+#[test]
+fn the_next_engine_on_the_same_memory_listens_at_once() {
+    for mode in modes() {
+        let memory = store();
+        let copy = memory.as_fd().try_clone_to_owned().unwrap();
+        drop(Rig::start(mode, 1, 0, memory, |_| {}));
+        let next = Rig::start(mode, 1, 1, copy, |_| {});
+        let hello = next.engine.as_ref().unwrap().hello().clone();
+        assert!(hello.io.starts_with("uring") || hello.io.starts_with("epoll"), "{hello:?}");
+        assert!(hello.store.is_some());
+        next.reign(State::MasterSolo, 4);
+        let mut client = Client::connect(next.cache);
+        client.ask("get nothing\r\n", "END\r\n");
+        next.engine.as_ref().unwrap().predecessor_reaped();
+        client.ask("get nothing\r\n", "END\r\n");
+    }
+}
+
+#[test]
+fn stopping_lets_answers_out_and_ends_in_time() {
+    for mode in modes() {
+        let mut rig = Rig::solo(mode, 2);
+        let mut client = Client::connect(rig.cache);
+        client.ask("get k\r\n", "END\r\n");
+        let start = Instant::now();
+        rig.engine.take().unwrap().stop(Duration::from_secs(5));
+        assert!(start.elapsed() < Duration::from_secs(4), "{:?}", start.elapsed());
+        client.hear_end();
+    }
+}
