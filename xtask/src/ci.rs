@@ -1,5 +1,6 @@
-//! `cargo xtask ci`: what must pass before a change lands, the cheap first. The tests come last, so
-//! that their total is the last line.
+//! `cargo xtask ci`: what must pass before a change lands: fmt, clippy (host and eBPF), doc, tidy,
+//! test. All checks run, also after one failed, so that one run tells everything; each that failed
+//! counts as a failure in the total, which is the last line.
 
 use std::process::Command;
 
@@ -7,28 +8,38 @@ use anyhow::Result;
 
 use crate::build_ebpf;
 use crate::step::Steps;
-use crate::{test, tidy};
+use crate::test::{self, Tally};
+use crate::tidy;
 
 /// Runs the verb.
 ///
 /// # Errors
-/// The first check that fails.
+/// [`test::Failed`] when anything failed; what failed is printed.
 pub(crate) fn run() -> Result<()> {
-    let mut steps = Steps::new(8);
+    let mut steps = Steps::new(7);
+    let mut tally = Tally::default();
     let top = crate::top();
     let cargo = |args: &[&str]| {
         let mut command = Command::new(build_ebpf::cargo());
         command.current_dir(&top).args(args);
         command
     };
-    steps.run("fmt", &mut cargo(&["fmt", "--all", "--check"]))?;
+    let mut check = |done: Result<()>| {
+        if let Err(error) = done {
+            eprintln!("{error:#}");
+            tally.broken(&format!("{error:#}"));
+        }
+    };
+    check(steps.run("fmt", &mut cargo(&["fmt", "--all", "--check"])));
     let mut fmt_ebpf = cargo(&["fmt", "--check"]);
-    steps.run("fmt, eBPF", fmt_ebpf.current_dir(top.join("proxy-ebpf")))?;
+    check(steps.run("fmt, eBPF", fmt_ebpf.current_dir(top.join("proxy-ebpf"))));
     let mut clippy = cargo(&["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]);
-    steps.run("clippy", &mut clippy)?;
-    build_ebpf::clippy(&mut steps)?;
+    check(steps.run("clippy", &mut clippy));
+    check(build_ebpf::clippy(&mut steps));
     let mut doc = cargo(&["doc", "--workspace", "--no-deps", "--document-private-items"]);
-    steps.run("doc", doc.env("RUSTDOCFLAGS", "-D warnings"))?;
-    tidy::run()?;
-    test::run()
+    // Private items are documented too: for those who work here.
+    doc.env("RUSTDOCFLAGS", "-D warnings -A rustdoc::private_intra_doc_links");
+    check(steps.run("doc", &mut doc));
+    check(tidy::run());
+    test::run(tally)
 }

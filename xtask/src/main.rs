@@ -56,12 +56,13 @@ fn top() -> PathBuf {
 fn main() -> ExitCode {
     let done = match Cli::parse().verb {
         Verb::BuildEbpf(options) => build_ebpf::run(&options),
-        Verb::Test => test::run(),
+        Verb::Test => test::run(test::Tally::default()),
         Verb::Ci => ci::run(),
         Verb::Tidy => tidy::run(),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
+        Err(error) if error.is::<test::Failed>() => ExitCode::FAILURE,
         Err(error) if error.is::<Missing>() => {
             eprintln!("\ncargo xtask: {error:#}");
             ExitCode::from(2)

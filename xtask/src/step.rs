@@ -140,9 +140,12 @@ impl Steps {
     fn log_file(&self, title: &str) -> Result<PathBuf> {
         std::fs::create_dir_all(&self.logs)
             .with_context(|| format!("make {}", self.logs.display()))?;
-        let words: String =
-            title.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
-        Ok(self.logs.join(format!("{}.log", words.trim_matches('-'))))
+        let name = title.rsplit(']').next().unwrap_or(title).to_lowercase();
+        let words =
+            name.split(|c: char| !c.is_ascii_alphanumeric()).filter(|word| !word.is_empty());
+        let mut name = words.collect::<Vec<_>>().join("-");
+        name.truncate(60);
+        Ok(self.logs.join(format!("{name}.log")))
     }
 }
 

@@ -44,11 +44,10 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let start = Instant::now();
     build(options)?;
     if !options.object_only {
+        let run = if toolchain::is_root()? { "./run" } else { "sudo ./run" };
         eprintln!("\nbuilt in {:.1} s. Next:", start.elapsed().as_secs_f32());
-        eprintln!(
-            "    sudo ./run              one node: balancer :8080, cache :11211, status :9900"
-        );
-        eprintln!("    sudo ./run lab          two nodes, a client and backends on this machine");
+        eprintln!("    {run:<16} one node: balancer :8080, cache :11211, status 127.0.0.1:9900");
+        eprintln!("    {:<16} two nodes, a client and backends here", format!("{run} lab"));
     }
     Ok(())
 }

@@ -7,11 +7,11 @@ mod tally;
 use std::path::Path;
 use std::process::Command;
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 
 use crate::build_ebpf::{self, toolchain};
 use crate::step::Steps;
-use tally::Tally;
+pub(crate) use tally::Tally;
 
 /// What the tests run, and Debian's package of it. Missing ones are installed.
 const PROGRAMS: [(&str, &str); 8] = [
@@ -27,11 +27,11 @@ const PROGRAMS: [(&str, &str); 8] = [
 /// Bits of CapEff (linux/capability.h): what the privileged suites do.
 const CAPABILITIES: [(u32, &str); 2] = [(12, "CAP_NET_ADMIN"), (39, "CAP_BPF")];
 
-/// Runs the verb.
+/// Runs the verb; `tally` has what was counted before.
 ///
 /// # Errors
-/// A test failed, or the tests could not be built.
-pub(crate) fn run() -> Result<()> {
+/// [`Failed`], or a step that the tests need.
+pub(crate) fn run(mut tally: Tally) -> Result<()> {
     let mut steps = Steps::new(2);
     let may = missing_rights()?;
     programs(&steps, may.is_none())?;
@@ -40,18 +40,26 @@ pub(crate) fn run() -> Result<()> {
         Err(error) if error.is::<crate::Missing>() => Some(error.to_string()),
         other => other.map(|()| None)?,
     };
-    let mut tally = Tally::default();
     unprivileged(&mut steps, &mut tally)?;
     match may.or(lacking) {
         None => privileged(&mut steps, &mut tally)?,
         Some(why) => tally.skip_waiting(&why),
     }
     tally.print();
-    if tally.failed() > 0 {
-        bail!("tests failed");
-    }
-    Ok(())
+    if tally.failed() > 0 { Err(Failed.into()) } else { Ok(()) }
 }
+
+/// Tests failed. All is said already, and the total stays the last line.
+#[derive(Debug)]
+pub(crate) struct Failed;
+
+impl std::fmt::Display for Failed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("tests failed")
+    }
+}
+
+impl std::error::Error for Failed {}
 
 /// Why the privileged suites cannot run; `None`: they can.
 fn missing_rights() -> Result<Option<String>> {
@@ -86,6 +94,7 @@ fn cargo_test(arguments: &[&str]) -> Command {
         .current_dir(crate::top())
         .env("TANDEM_BIN", crate::top().join("target/release/tandem"))
         .env("CARGO_TERM_COLOR", "never")
+        .env("RUST_BACKTRACE", "0")
         .args(["test", "--workspace", "--no-fail-fast"])
         .args(arguments);
     command

@@ -2,6 +2,10 @@
 
 use std::collections::BTreeSet;
 
+/// Lines of a failed test's output that are shown again at the end.
+const FAILURE_LINES_MAX: usize = 30;
+const CUT: usize = FAILURE_LINES_MAX + 1;
+
 /// A test that did not run, or said that it did nothing.
 #[derive(Debug, PartialEq, Eq)]
 struct Skip {
@@ -15,6 +19,8 @@ pub(crate) struct Tally {
     suite: String,
     /// `suite: name` of the test whose output is being shown.
     showing: Option<String>,
+    /// Lines of it so far.
+    shown: usize,
     in_failures: bool,
     passed: usize,
     failed: usize,
@@ -44,8 +50,14 @@ impl Tally {
         } else if let Some(name) = line.strip_prefix("---- ") {
             let name = name.trim_end_matches(" ----").trim_end_matches(" stdout");
             self.showing = Some(format!("{}: {name}", self.suite));
+            self.shown = 0;
         } else if self.in_failures && self.showing.is_some() {
-            self.failures.push(format!("    {line}"));
+            self.shown += 1;
+            match self.shown {
+                ..=FAILURE_LINES_MAX => self.failures.push(format!("    {line}")),
+                CUT => self.failures.push("    ... (the whole is in the log)".to_owned()),
+                _ => {}
+            }
         } else if text.starts_with("SKIPPED") {
             self.said_skipped(text);
         }
