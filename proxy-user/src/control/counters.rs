@@ -75,6 +75,7 @@ counters! {
     RecordsApplied Total "replication_records_applied" "Replication records applied.";
     RecordsRefused Total "replication_records_refused" "Replication records refused: a lower epoch.";
     ReplicationLagBytes Gauge "replication_lag_bytes" "Bytes of records not yet acknowledged.";
+    ReplicationLagRecords Gauge "replication_lag_records" "Records not yet acknowledged.";
     LinkRefused Total "link_refused" "Peer streams refused: wrong key or cluster.";
 }
 

@@ -1,2 +1,3 @@
 //! The guardian process: role shell, peer links, steering, engine supervision, admin.
+pub mod status;
 pub mod steering;

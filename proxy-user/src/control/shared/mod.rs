@@ -16,6 +16,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use super::counters::{COUNTERS_MAX, Counter};
 use super::role::{Role, State};
+use crate::http::Reason;
 
 pub(in crate::control) use raw::adopt;
 pub use raw::{Held, mark_on_fatal_signals};
@@ -24,7 +25,12 @@ pub use raw::{Held, mark_on_fatal_signals};
 pub const WORKERS_MAX: usize = 64;
 
 /// Magic and layout version; changes with every change of [`Page`] or of the counters' order.
-const MAGIC: u64 = u64::from_be_bytes(*b"tandem\0\x01");
+const MAGIC: u64 = u64::from_be_bytes(*b"tandem\0\x02");
+
+/// Room for reasons of HTTP refusals.
+const REASONS_MAX: usize = 64;
+
+const _: () = assert!(Reason::ALL.len() <= REASONS_MAX, "the page has no room for this reason");
 
 /// The mapped memory. Any bit pattern is valid, so a foreign writer can confuse but not corrupt.
 #[repr(C, align(64))]
@@ -44,7 +50,9 @@ struct Page {
 struct Slot {
     seat: AtomicU32,
     turn: AtomicU64,
+    held_since: AtomicU64,
     counters: [AtomicU64; COUNTERS_MAX],
+    refusals: [AtomicU64; REASONS_MAX],
 }
 
 /// A thread whose death matters.
@@ -174,6 +182,21 @@ impl SharedPage {
         workers.fold(0, |sum, slot| sum.wrapping_add(slot.get(counter)))
     }
 
+    /// HTTP requests that ended for this reason, over all workers.
+    #[must_use]
+    pub fn refusals(&self, reason: Reason) -> u64 {
+        let cells = self.0.slots.iter().take(self.workers());
+        let cells = cells.filter_map(|slot| slot.refusals.get(reason.index()));
+        cells.fold(0, |sum, cell| sum.wrapping_add(cell.load(Ordering::Relaxed)))
+    }
+
+    /// Since when the eldest answer now waits for the peer's ack: [`monotonic_ns`] time.
+    #[must_use]
+    pub fn held_since(&self) -> Option<u64> {
+        let workers = self.0.slots.iter().take(self.workers());
+        workers.map(|slot| slot.held_since.load(Ordering::Relaxed)).filter(|&at| at != 0).min()
+    }
+
     /// Takes a seat for the calling thread, which must live on until it gives the seat back.
     ///
     /// # Errors
@@ -247,6 +270,7 @@ impl Slot {
     fn reset(&self) {
         self.seat.store(0, Ordering::Release);
         self.turn.store(0, Ordering::Relaxed);
+        self.held_since.store(0, Ordering::Relaxed);
         for counter in Counter::ALL {
             if counter.kind() == super::counters::Kind::Gauge
                 && let Some(cell) = self.counters.get(*counter as usize)
@@ -301,6 +325,19 @@ impl WorkerPage {
         if let Some(cell) = self.0.counters.get(counter as usize) {
             cell.store(value, Ordering::Relaxed);
         }
+    }
+
+    /// Counts an HTTP request that ended for this reason.
+    pub fn refuse(&self, reason: Reason) {
+        if let Some(cell) = self.0.refusals.get(reason.index()) {
+            cell.store(cell.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
+        }
+    }
+
+    /// Tells since when this worker's eldest held answer waits ([`monotonic_ns`] time); `None` when
+    /// it holds none.
+    pub fn set_held_since(&self, since_ns: Option<u64>) {
+        self.0.held_since.store(since_ns.unwrap_or(0), Ordering::Relaxed);
     }
 
     /// Reads a counter.
