@@ -316,7 +316,12 @@ fn exec<'a>(ctx: &Context<'a>) -> Exec<'a> {
     Exec::new(ctx.cache, ctx.shared, ctx.gate.epoch, ctx.now)
 }
 
+#[cfg(any(test, fuzzing))]
+mod fuzz;
 mod reply;
+
+#[cfg(any(test, fuzzing))]
+pub use fuzz::fuzz_text;
 
 #[cfg(test)]
 mod tests;

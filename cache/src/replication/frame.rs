@@ -67,6 +67,14 @@ pub enum PeerMisbehaved {
         /// The partition's epoch.
         have: u16,
     },
+    /// A record is missing, repeated, or names a version that cannot be.
+    #[error("peer sent version {got:#x} after {have:#x}")]
+    Gap {
+        /// The version that came.
+        got: u64,
+        /// The partition's place in the stream.
+        have: u64,
+    },
     /// A record over a link that a newer one has replaced for this partition.
     #[error("peer sent a record over a link that was replaced")]
     StaleSession,

@@ -1,13 +1,13 @@
 //! The gate: which answers may leave. What has been acknowledged, and under which role.
 //!
-//! An answer depends on versions of partitions. It leaves when the node is MASTER_SOLO of the epoch
-//! it was produced in, or MASTER of that epoch with a valid lease and each of those versions is
-//! acknowledged by the peer. Under any other role or epoch it never leaves. The queue that waits
-//! is the session's; this is only what it looks at.
+//! An answer depends on versions of partitions. It leaves while the lease is valid and the node is
+//! MASTER_SOLO of the epoch it was produced in, or MASTER of that epoch and each of those versions
+//! is acknowledged by the peer. Under any other role or epoch it never leaves. The queue that
+//! waits is the session's; this is only what it looks at.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::PARTITIONS;
+use crate::{Cache, PARTITIONS};
 
 /// The role as far as answers are concerned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -38,7 +38,8 @@ pub struct GateState {
     pub role: GateRole,
     /// Its epoch, 15 bits.
     pub epoch: u16,
-    /// MASTER only: the lease has not run out.
+    /// The lease has not run out; read after the turn's input was polled. A node without a peer
+    /// always has it.
     pub lease_valid: bool,
     /// From the configuration.
     pub ack_mode: AckMode,
@@ -93,6 +94,12 @@ impl Shared {
         self.acked(depends.partition) >= depends.version
     }
 
+    /// Whether the peer has applied each partition up to what [`positions`] said.
+    #[must_use]
+    pub fn has_all(&self, positions: &[u64; PARTITIONS]) -> bool {
+        self.acked.iter().zip(positions).all(|(acked, at)| acked.load(Ordering::Acquire) >= *at)
+    }
+
     /// Partitions (bit = number) with records that are not yet on their link. A worker that has
     /// executed commands looks here for the links of others that it must wake.
     #[must_use]
@@ -124,4 +131,10 @@ impl Shared {
     pub fn take_dirty(&self, mask: u64) -> u64 {
         self.dirty.fetch_and(!mask, Ordering::AcqRel) & mask
     }
+}
+
+/// The version that each partition is at now. Everything answered so far stands on no later one.
+#[must_use]
+pub fn positions(cache: &Cache) -> [u64; PARTITIONS] {
+    std::array::from_fn(|partition| cache.lock_partition(partition).partition().version())
 }

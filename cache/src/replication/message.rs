@@ -49,7 +49,7 @@ pub struct Hello {
     /// Epoch and number of this link's life.
     pub session: LinkSession,
     /// The primary's store: changes when the store was emptied.
-    pub store_id: u64,
+    pub store_id: u128,
     /// Hash of a fixed text under the pair's hash key: both must agree on partitions.
     pub hash_check: u64,
     /// Largest item of the primary (bytes, key and value).
@@ -189,7 +189,7 @@ pub enum Message<'a> {
     /// The replica takes the link.
     HelloAck {
         /// The replica's store.
-        store_id: u64,
+        store_id: u128,
         /// The replica's name.
         node: &'a str,
     },
@@ -325,7 +325,8 @@ pub fn encode(out: &mut Vec<u8>, message: &Message<'_>) {
     let start = match message {
         Message::Hello(hello) => encode_hello(out, hello),
         Message::HelloAck { store_id, node } => {
-            let start = frame::begin(out, kind::HELLO_ACK, 0, *store_id);
+            let start = frame::begin(out, kind::HELLO_ACK, 0, 0);
+            out.extend_from_slice(&store_id.to_le_bytes());
             out.extend_from_slice(name(node));
             start
         }
@@ -413,7 +414,10 @@ pub fn decode<'a>(frame: &Frame<'a>) -> Result<Message<'a>, PeerMisbehaved> {
     match frame.kind {
         kind::HELLO => hello(version, payload),
         kind::HELLO_ACK => {
-            Ok(Message::HelloAck { store_id: version, node: text(payload, "HelloAck")? })
+            let (store_id, node) =
+                payload.split_first_chunk().ok_or_else(|| malformed("HelloAck", "too short"))?;
+            let store_id = u128::from_le_bytes(*store_id);
+            Ok(Message::HelloAck { store_id, node: text(node, "HelloAck")? })
         }
         kind::REFUSED => payload
             .first()
@@ -482,11 +486,12 @@ fn checked_key(key: &[u8]) -> Result<&[u8], PeerMisbehaved> {
 }
 
 fn hello(number: u64, payload: &[u8]) -> Result<Message<'static>, PeerMisbehaved> {
-    const FIXED: usize = 29;
+    const FIXED: usize = 37;
     if payload.len() < FIXED {
         return Err(malformed("Hello", "too short"));
     }
     let le16 = |at: usize| u16::from_le_bytes([payload[at], payload[at + 1]]);
+    let store_id = payload[8..].first_chunk().map_or(0, |b| u128::from_le_bytes(*b));
     let (cluster, node) = payload[FIXED..]
         .split_at_checked(usize::from(payload[FIXED - 1]))
         .ok_or_else(|| malformed("Hello", "cluster id runs past the end"))?;
@@ -495,9 +500,9 @@ fn hello(number: u64, payload: &[u8]) -> Result<Message<'static>, PeerMisbehaved
         link_index: le16(2),
         link_count: le16(4),
         session: LinkSession { epoch: le16(6), number },
-        store_id: le64(&payload[8..]),
-        hash_check: le64(&payload[16..]),
-        item_limit: le32(&payload[24..]),
+        store_id,
+        hash_check: le64(&payload[24..]),
+        item_limit: le32(&payload[32..]),
         cluster: text(cluster, "Hello")?.to_owned(),
         node: text(node, "Hello")?.to_owned(),
     }))

@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use super::Context;
 use crate::PARTITIONS;
-use crate::replication::{AckMode, Depends, GateRole};
+use crate::replication::{Depends, positions};
 
 #[derive(Debug, Clone, Copy)]
 struct Mark {
@@ -103,7 +103,12 @@ impl Output {
         if !ctx.gate.serves() || ctx.gate.epoch != self.epoch {
             return Open::Never;
         }
-        if ctx.gate.role == GateRole::MasterSolo || ctx.gate.ack_mode == AckMode::Local {
+        if !ctx.gate.lease_valid {
+            self.lease_held.get_or_insert(ctx.now.instant);
+            return Open::Bytes(0);
+        }
+        self.lease_held = None;
+        if !ctx.gate.waits() {
             self.unhold();
             self.unmarked = true;
             return Open::Bytes(self.bytes.len());
@@ -111,11 +116,6 @@ impl Output {
         if self.unmarked {
             self.mark_everything(ctx);
         }
-        if !ctx.gate.lease_valid {
-            self.lease_held.get_or_insert(ctx.now.instant);
-            return Open::Bytes(0);
-        }
-        self.lease_held = None;
         while self.marks.front().is_some_and(|mark| ctx.shared.has(mark.depends)) {
             self.marks.pop_front();
         }
@@ -158,9 +158,8 @@ impl Output {
     fn mark_everything(&mut self, ctx: &Context<'_>) {
         self.unmarked = false;
         let (start, since) = (self.base, ctx.now.instant);
-        for partition in 0..PARTITIONS {
-            let version = ctx.cache.lock_partition(partition).partition().version();
-            let depends = Depends { partition: (partition & 63) as u8, version };
+        for (partition, version) in (0..).zip(positions(ctx.cache)) {
+            let depends = Depends { partition, version };
             self.marks.push_front(Mark { start, depends, since });
         }
     }

@@ -251,7 +251,17 @@ mod gate {
     }
 
     #[test]
-    fn no_lease_holds_and_local_does_not() {
+    fn solo_needs_the_lease_too() {
+        let mut bench = Bench::new(GateRole::MasterSolo);
+        let mut session = Session::new();
+        bench.gate.lease_valid = false;
+        assert_eq!(bench.talk(&mut session, b"get a\r\n").1, Transmit::Held);
+        bench.gate.lease_valid = true;
+        assert_eq!(bench.talk(&mut session, b"").0, b"END\r\n");
+    }
+
+    #[test]
+    fn no_lease_holds_and_local_waits_for_nobody() {
         let mut bench = Bench::new(GateRole::Master);
         let mut session = Session::new();
         bench.gate.lease_valid = false;
@@ -260,7 +270,6 @@ mod gate {
         bench.gate.lease_valid = true;
         assert_eq!(bench.talk(&mut session, b"").1, Transmit::Idle);
         bench.gate.ack_mode = AckMode::Local;
-        bench.gate.lease_valid = false;
         assert_eq!(bench.talk(&mut session, b"set a 0 0 1\r\n1\r\n").0, b"STORED\r\n");
     }
 
@@ -391,12 +400,12 @@ proptest! {
     }
 
     #[test]
-    fn arbitrary_bytes_never_panic(pieces in proptest::collection::vec(
-        proptest::collection::vec(any::<u8>(), 0..200), 0..10)) {
-        let bench = Bench::new(GateRole::MasterSolo);
-        let mut session = Session::new();
-        for piece in pieces {
-            bench.talk(&mut session, &piece);
-        }
+    fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..1000)) {
+        fuzz_text(&bytes);
+    }
+
+    #[test]
+    fn arbitrary_lines_never_panic(cut: u8, text in "(get |gat |set |cas |incr |[ a-f0-9]|\r\n){0,80}") {
+        fuzz_text(&[&[cut], text.as_bytes()].concat());
     }
 }
