@@ -429,7 +429,7 @@ impl Exchange {
         self.record.ended = now;
         self.commands.push_back(Command::Done);
         let stops = keep && self.stopping;
-        if let Some(how) = close.or(stops.then_some(CloseHow::Flush)) {
+        if let Some(how) = close.or_else(|| stops.then_some(CloseHow::Flush)) {
             self.commands.push_back(Command::CloseClient(how));
         }
         self.phase = if keep && !stops { Phase::Idle } else { Phase::Closing };

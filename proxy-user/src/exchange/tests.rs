@@ -113,11 +113,11 @@ impl Bench {
         }
     }
 
-    fn to_client(&mut self) -> String {
+    fn client_hears(&mut self) -> String {
         String::from_utf8(std::mem::take(&mut self.wire.client)).expect("text")
     }
 
-    fn to_server(&mut self) -> String {
+    fn server_hears(&mut self) -> String {
         String::from_utf8(std::mem::take(&mut self.wire.upstream)).expect("text")
     }
 
@@ -129,7 +129,7 @@ impl Bench {
     }
 
     fn refuses(&mut self, reason: Reason) -> Vec<Command> {
-        let text = self.to_client();
+        let text = self.client_hears();
         assert!(text.starts_with(&format!("HTTP/1.1 {} ", reason.status())), "{reason:?}: {text}");
         assert!(text.contains(&format!("tandem ({})", reason.code())), "{reason:?}: {text}");
         assert_eq!(self.exchange.record().reason, Some(reason));
@@ -150,15 +150,15 @@ fn a_request_goes_and_its_answer_comes() {
     let mut bench = Bench::new(1);
     bench.says(GET);
     assert_eq!(bench.connects_to(), (0, false));
-    assert!(bench.to_server().is_empty(), "not before the connection stands");
+    assert!(bench.server_hears().is_empty(), "not before the connection stands");
     bench.connected(true);
-    let sent = bench.to_server();
+    let sent = bench.server_hears();
     assert!(
         sent.starts_with("GET /a HTTP/1.1\r\nHost: h\r\nX-Forwarded-For: 192.0.2.7\r\n"),
         "{sent}"
     );
     bench.answers(OK);
-    assert_eq!(bench.to_client(), "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi");
+    assert_eq!(bench.client_hears(), "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi");
     assert_eq!(bench.commands(), RELEASED);
     let record = bench.exchange.record();
     assert_eq!((record.status, record.body_bytes, record.reason), (200, 2, None));
@@ -172,18 +172,18 @@ fn bodies_stream_both_ways_before_they_are_complete() {
     bench.says("POST /a HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n");
     bench.connects_to();
     bench.connected(false);
-    assert!(bench.to_server().ends_with("Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n"));
+    assert!(bench.server_hears().ends_with("Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n"));
     bench.says("2\r\nde");
-    assert_eq!(bench.to_server(), "2\r\nde\r\n");
+    assert_eq!(bench.server_hears(), "2\r\nde\r\n");
     bench.says("\r\n0\r\n\r\n");
-    assert_eq!(bench.to_server(), "0\r\n\r\n");
+    assert_eq!(bench.server_hears(), "0\r\n\r\n");
     bench.answers("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\n");
-    assert!(bench.to_client().ends_with("Transfer-Encoding: chunked\r\n\r\n"));
+    assert!(bench.client_hears().ends_with("Transfer-Encoding: chunked\r\n\r\n"));
     bench.answers("x\r\n0");
-    assert_eq!(bench.to_client(), "1\r\nx\r\n");
+    assert_eq!(bench.client_hears(), "1\r\nx\r\n");
     assert!(bench.commands().is_empty());
     bench.answers("\r\n\r\n");
-    assert_eq!(bench.to_client(), "0\r\n\r\n");
+    assert_eq!(bench.client_hears(), "0\r\n\r\n");
     assert_eq!(bench.commands(), RELEASED);
 }
 
@@ -194,10 +194,10 @@ fn pipelined_requests_are_taken_one_after_the_other() {
     for expected in ["GET", "POST", "GET"] {
         bench.connects_to();
         bench.connected(true);
-        assert!(bench.to_server().starts_with(expected));
+        assert!(bench.server_hears().starts_with(expected));
         assert!(!bench.exchange.wants_proceed());
         bench.answers(OK);
-        assert_eq!(bench.to_client(), OK);
+        assert_eq!(bench.client_hears(), OK);
         assert_eq!(bench.commands(), RELEASED);
         if bench.exchange.wants_proceed() {
             bench.exchange.proceed(bench.now, &mut bench.wire);
@@ -226,7 +226,7 @@ fn connect_failures_go_on_to_the_next_server_whatever_the_method() {
     bench.refused();
     assert_eq!(bench.connects_to(), (2, true));
     bench.connected(false);
-    assert!(bench.to_server().ends_with("Content-Length: 3\r\n\r\nabc"));
+    assert!(bench.server_hears().ends_with("Content-Length: 3\r\n\r\nabc"));
     bench.answers(OK);
     assert_eq!(bench.commands(), RELEASED);
     assert_eq!(bench.exchange.record().attempts, 3);
@@ -268,9 +268,9 @@ fn a_dead_connection_is_retried_once_by_the_table() {
         assert_eq!(bench.connects_to(), (next, true), "{request:?} {reused} {ending:?}");
         let removed = bench.settings.upstreams[0].pool.status(bench.now)[0].removed;
         assert_eq!(removed, !reused, "an idle connection that had ended blames nobody");
-        bench.to_server();
+        bench.server_hears();
         bench.connected(false);
-        assert!(bench.to_server().starts_with(&request[..8]), "the whole request again");
+        assert!(bench.server_hears().starts_with(&request[..8]), "the whole request again");
         bench.ends(DIED);
         bench.refuses(Reason::UpstreamClosed);
         assert_eq!(bench.in_flight(), 0);
@@ -304,7 +304,7 @@ fn nothing_is_retried_after_the_first_byte_of_an_answer() {
     let mut bench = Bench::new(2);
     bench.reaches(GET).answers("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx");
     bench.ends(CLEAN);
-    assert!(!bench.to_client().contains("0\r\n\r\n"), "a broken answer does not look complete");
+    assert!(!bench.client_hears().contains("0\r\n\r\n"), "a broken answer does not look complete");
     assert_eq!(bench.commands(), [Command::Done, Command::CloseClient(CloseHow::Cut)]);
 }
 
@@ -314,7 +314,7 @@ fn a_request_larger_than_the_window_is_not_replayed() {
     let size = super::REPLAY_WINDOW;
     bench.reaches(&format!("PUT /a HTTP/1.1\r\nHost: h\r\nContent-Length: {size}\r\n\r\n"));
     bench.says(&"x".repeat(size - 10)).says(&"y".repeat(10));
-    assert!(bench.to_server().ends_with("yyyyyyyyyy"));
+    assert!(bench.server_hears().ends_with("yyyyyyyyyy"));
     assert!(bench.exchange.replay.is_empty(), "what cannot be replayed is not held");
     bench.ends(DIED);
     bench.refuses(Reason::UpstreamClosed);
@@ -338,15 +338,15 @@ fn expect_is_forwarded_and_its_answer_comes_through() {
     let put = "PUT /a HTTP/1.1\r\nHost: h\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\n";
     let mut bench = Bench::new(1);
     bench.reaches(put);
-    assert!(bench.to_server().contains("Expect: 100-continue\r\n"));
+    assert!(bench.server_hears().contains("Expect: 100-continue\r\n"));
     bench.answers("HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 100 Continue\r\n\r\n");
-    assert_eq!(bench.to_client(), "HTTP/1.1 100 Continue\r\n\r\n", "once");
+    assert_eq!(bench.client_hears(), "HTTP/1.1 100 Continue\r\n\r\n", "once");
     bench.says("ab").answers(OK);
-    assert_eq!(bench.to_client(), OK);
+    assert_eq!(bench.client_hears(), OK);
     let mut bench = Bench::new(1);
     bench.reaches(put).answers("HTTP/1.1 413 Large\r\nContent-Length: 0\r\n\r\n");
     let expected = "HTTP/1.1 413 Large\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
-    assert_eq!(bench.to_client(), expected, "the body is not awaited");
+    assert_eq!(bench.client_hears(), expected, "the body is not awaited");
     assert_eq!(
         bench.commands(),
         [Command::CloseUpstream, Command::Done, Command::CloseClient(CloseHow::Linger)]
@@ -358,10 +358,10 @@ fn interim_answers_go_only_to_who_can_read_them() {
     let interims = "HTTP/1.1 102 P\r\n\r\nHTTP/1.1 103 E\r\nLink: x\r\n\r\nHTTP/1.1 100 C\r\n\r\n";
     let mut bench = Bench::new(1);
     bench.reaches(GET).answers(interims).answers(OK);
-    assert_eq!(bench.to_client(), format!("HTTP/1.1 103 E\r\nLink: x\r\n\r\n{OK}"));
+    assert_eq!(bench.client_hears(), format!("HTTP/1.1 103 E\r\nLink: x\r\n\r\n{OK}"));
     let mut bench = Bench::new(1);
     bench.reaches("GET /a HTTP/1.0\r\n\r\n").answers(interims).answers(OK);
-    assert!(bench.to_client().starts_with("HTTP/1.1 200 OK\r\n"));
+    assert!(bench.client_hears().starts_with("HTTP/1.1 200 OK\r\n"));
     let mut bench = Bench::new(1);
     bench.reaches(GET).answers(&"HTTP/1.1 102 P\r\n\r\n".repeat(33));
     bench.refuses(Reason::ReplyInterim);
@@ -372,12 +372,12 @@ fn old_clients_get_what_they_understand() {
     let chunked = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\n\r\n";
     let mut bench = Bench::new(1);
     bench.reaches("GET /a HTTP/1.0\r\nConnection: keep-alive\r\n\r\n").answers(chunked);
-    assert_eq!(bench.to_client(), "HTTP/1.1 200 OK\r\nConnection: close\r\n\r\nhi");
+    assert_eq!(bench.client_hears(), "HTTP/1.1 200 OK\r\nConnection: close\r\n\r\nhi");
     assert_eq!(bench.commands().last(), Some(&Command::CloseClient(CloseHow::Flush)));
     let mut bench = Bench::new(1);
     bench.reaches("GET /a HTTP/1.0\r\nConnection: keep-alive\r\n\r\n").answers(OK);
     let kept = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: keep-alive\r\n\r\nhi";
-    assert_eq!(bench.to_client(), kept);
+    assert_eq!(bench.client_hears(), kept);
     assert_eq!(bench.commands(), RELEASED);
 }
 
@@ -387,7 +387,7 @@ fn what_a_server_says_of_its_connection_is_believed() {
     let mut bench = Bench::new(1);
     bench.reaches(GET).answers(until_close).ends(CLEAN);
     let expected = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\n\r\n";
-    assert_eq!(bench.to_client(), expected);
+    assert_eq!(bench.client_hears(), expected);
     assert_eq!(bench.commands(), [Command::CloseUpstream, Command::Done]);
     for answer in [
         "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 0\r\n\r\n",
@@ -409,7 +409,7 @@ fn what_a_server_says_of_its_connection_is_believed() {
 fn a_head_answer_has_no_body_and_one_that_comes_is_not_taken_for_the_next() {
     let mut bench = Bench::new(1);
     bench.reaches("HEAD /a HTTP/1.1\r\nHost: h\r\n\r\n").answers(OK);
-    assert_eq!(bench.to_client(), "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n");
+    assert_eq!(bench.client_hears(), "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n");
     assert_eq!(bench.commands(), [Command::CloseUpstream, Command::Done]);
 }
 
@@ -475,7 +475,10 @@ fn a_body_that_breaks_off_its_grammar_or_limit_stops_the_request() {
         let commands = bench.refuses(reason);
         let linger = Command::CloseClient(CloseHow::Linger);
         assert_eq!(commands, [Command::CloseUpstream, Command::Done, linger]);
-        assert!(!bench.to_server().contains("0\r\n\r\n"), "the server does not take it for whole");
+        assert!(
+            !bench.server_hears().contains("0\r\n\r\n"),
+            "the server does not take it for whole"
+        );
         assert_eq!(bench.in_flight(), 0);
     }
 }
@@ -544,7 +547,7 @@ fn a_stop_ends_idle_connections_and_lets_answers_finish() {
     bench.exchange.handle_stop(bench.now);
     assert!(bench.commands().is_empty());
     bench.answers(OK);
-    assert!(bench.to_client().contains("Connection: close\r\n"));
+    assert!(bench.client_hears().contains("Connection: close\r\n"));
     assert_eq!(bench.commands().last(), Some(&Command::CloseClient(CloseHow::Flush)));
 }
 
@@ -552,12 +555,12 @@ fn a_stop_ends_idle_connections_and_lets_answers_finish() {
 fn an_early_answer_does_not_stop_the_body() {
     let mut bench = Bench::new(1);
     bench.reaches("POST /a HTTP/1.1\r\nHost: h\r\nContent-Length: 4\r\n\r\nab");
-    bench.to_server();
+    bench.server_hears();
     bench.answers("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nh");
     bench.says("cd");
-    assert_eq!(bench.to_server(), "cd");
+    assert_eq!(bench.server_hears(), "cd");
     bench.answers("i");
-    assert!(bench.to_client().ends_with("Connection: close\r\n\r\nhi"));
+    assert!(bench.client_hears().ends_with("Connection: close\r\n\r\nhi"));
     assert_eq!(
         bench.commands(),
         [
@@ -604,8 +607,8 @@ fn conversation(client_cuts: &[usize], server_cuts: &[usize]) -> (String, String
         } else {
             break;
         }
-        heard.push_str(&bench.to_server());
-        told.push_str(&bench.to_client());
+        heard.push_str(&bench.server_hears());
+        told.push_str(&bench.client_hears());
     }
     (heard, told)
 }
