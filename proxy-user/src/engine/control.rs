@@ -91,7 +91,7 @@ fn obey(channel: &EngineEnd, engine: &Engine) -> Result<Duration, EngineError> {
         match message {
             ToEngine::Config(_) => tracing::warn!("a second configuration is ignored"),
             ToEngine::Role(_) => shared.wake_all(),
-            ToEngine::Backends(states) => shared.set_backends(states),
+            ToEngine::Backends(states) => shared.set_backends(&states),
             ToEngine::Prepare { epoch } => prepare(channel, shared, epoch),
             ToEngine::Sync(command) => shared.streams.order(command, shared),
             ToEngine::PredecessorReaped => engine.predecessor_reaped(),

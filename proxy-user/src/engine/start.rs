@@ -89,11 +89,12 @@ impl Engine {
         let mode = snapshot.io;
         let posts: Vec<_> = snapshot.listeners.clone().into_iter().zip(listeners).collect();
         let shared = Arc::new(Shared::new(snapshot, page, CONNECTIONS_MAX, service, events));
+        shared.http.open_log(&shared.config.log.access)?;
         let (threads, io) = spawn(&shared, mode)?;
         for (listener, descriptor) in posts {
             let mailbox = shared.mailboxes.get(usize::from(listener.worker));
             let mailbox = mailbox.ok_or(StartError::Descriptors)?;
-            match Service::of(listener.service) {
+            match Service::of(&listener) {
                 Some(service) => mailbox.post(Mail::Listen(descriptor, service)),
                 None => tracing::warn!(?listener, "not served"),
             }

@@ -47,6 +47,9 @@ pub const REPLAY_WINDOW: usize = 64 << 10;
 /// Bytes of later requests kept while one is under way; above, the client is not read.
 pub const PIPELINE_WINDOW: usize = 64 << 10;
 
+/// Bytes of body left above which it is read in large pieces.
+const BULK_MIN: u64 = 32 << 10;
+
 /// Interim answers (1xx) taken from a server for one request. Product requirement.
 const INTERIM_MAX: u32 = 32;
 
@@ -279,11 +282,22 @@ impl Exchange {
         self.phase == Phase::Idle
     }
 
-    /// Whether the answer's body is large, so that large reads pay.
+    /// Whether so much of the answer's body is still to come that large reads pay.
     #[must_use]
     pub fn answers_in_bulk(&self) -> bool {
         matches!(self.current.answer, Answer::HeadSent { .. })
-            && !self.current.answer_body.is_done()
+            && is_bulk(&self.current.answer_body, self.record.body_bytes)
+    }
+
+    /// The same of the request's body.
+    #[must_use]
+    pub fn awaits_bulk(&self) -> bool {
+        self.awaits_body() && is_bulk(&self.current.body, 0)
+    }
+
+    /// The client's address, once it is known.
+    pub fn set_client(&mut self, client: IpAddr) {
+        self.client.address = client.to_canonical().to_string();
     }
 
     /// Whether the request's body is still coming.
@@ -355,8 +369,11 @@ impl Exchange {
     /// Tells the pool what became of the server in use; it is no longer in use.
     fn report(&mut self, now: Instant, outcome: Outcome) {
         if let Some(server) = self.current.server.take() {
-            let pool = &self.settings.upstreams[usize::from(self.current.upstream)].pool;
-            self.record.change = pool.report(now, server, outcome).or(self.record.change);
+            let upstream = self.current.upstream;
+            let pool = &self.settings.upstreams[usize::from(upstream)].pool;
+            if let Some(change) = pool.report(now, server, outcome) {
+                self.record.change = Some((upstream, server, change));
+            }
         }
     }
 
@@ -463,4 +480,9 @@ impl Exchange {
             self.commands.push_back(Command::CloseClient(CloseHow::Flush));
         }
     }
+}
+
+/// Of a body without a length only what has come says how long it may be.
+fn is_bulk(body: &BodyReader, so_far: u64) -> bool {
+    body.remaining().unwrap_or(so_far) > BULK_MIN
 }

@@ -30,8 +30,8 @@ pub struct Record {
     pub attempts: u32,
     /// The server's connection had been used before.
     pub reused: bool,
-    /// A server left or returned by this request's outcome.
-    pub change: Option<Change>,
+    /// A server (of an upstream, by index) left or returned by this request's outcome.
+    pub change: Option<(u16, u16, Change)>,
     text: Vec<u8>,
     line_end: usize,
     referer_end: usize,

@@ -77,6 +77,17 @@ impl BodyReader {
         }
     }
 
+    /// Bytes of body still to come; `None` when only its end will tell.
+    #[must_use]
+    pub fn remaining(&self) -> Option<u64> {
+        match &self.state {
+            State::Done => Some(0),
+            State::Length(left) => Some(*left),
+            State::Chunked(decoder) if decoder.is_done() => Some(0),
+            State::Chunked(_) | State::UntilClose => None,
+        }
+    }
+
     /// Takes the next run of body from `input`. Call again with the rest until nothing is consumed
     /// or the body is done.
     ///

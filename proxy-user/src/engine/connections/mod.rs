@@ -23,10 +23,13 @@ use crate::control::role::Role;
 use crate::engine::driver::Key;
 use crate::engine::worker::{Core, Shared};
 
+pub mod http;
+mod http_log;
 pub mod layer;
 pub mod memcached;
 pub(crate) mod outbox;
 pub(crate) mod timers;
+pub mod upstream_pool;
 
 #[cfg(test)]
 mod tests;
@@ -106,6 +109,10 @@ pub trait Protocol: fmt::Debug {
 pub enum Kind {
     /// A client of the cache.
     Memcached(Box<memcached::Memcached>),
+    /// A client's HTTP connection.
+    Http(Box<http::Http>),
+    /// A connection to an HTTP server.
+    Upstream(Box<upstream_pool::Upstream>),
     /// Anything else; tests.
     Other(Box<dyn Protocol>),
 }
@@ -114,6 +121,8 @@ impl Kind {
     pub(crate) fn protocol(&mut self) -> &mut dyn Protocol {
         match self {
             Self::Memcached(protocol) => protocol.as_mut(),
+            Self::Http(protocol) => protocol.as_mut(),
+            Self::Upstream(protocol) => protocol.as_mut(),
             Self::Other(protocol) => protocol.as_mut(),
         }
     }
@@ -123,6 +132,8 @@ impl Kind {
 #[derive(Debug, Default)]
 pub struct Locals {
     pub(crate) memcached: memcached::Local,
+    /// Idle connections to HTTP servers.
+    pub(crate) idle: upstream_pool::Idle,
 }
 
 impl Locals {
@@ -142,6 +153,13 @@ pub(crate) fn on_turn(core: &mut Core) {
 pub enum Service {
     /// The memcached protocol.
     Cache,
+    /// The HTTP balancer.
+    Http {
+        /// Index of its `[[http]]`.
+        index: u16,
+        /// Port it listens on.
+        port: u16,
+    },
     /// Anything else; tests.
     Other(std::sync::Arc<dyn Fn() -> Box<dyn Protocol> + Send + Sync>),
 }
@@ -150,6 +168,7 @@ impl fmt::Debug for Service {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Cache => "cache",
+            Self::Http { .. } => "http",
             Self::Other(_) => "other",
         })
     }
@@ -158,10 +177,13 @@ impl fmt::Debug for Service {
 impl Service {
     /// What the guardian's word for a listener means; `None`: nothing that is served here.
     #[must_use]
-    pub const fn of(service: message::Service) -> Option<Self> {
-        match service {
+    pub const fn of(listener: &message::Listener) -> Option<Self> {
+        match listener.service {
             message::Service::Cache => Some(Self::Cache),
-            message::Service::Http(_) | message::Service::Link => None,
+            message::Service::Http(index) => {
+                Some(Self::Http { index, port: listener.address.port() })
+            }
+            message::Service::Link => None,
         }
     }
 
@@ -169,6 +191,7 @@ impl Service {
     pub(crate) fn make(&self, core: &mut Core) -> (Kind, Option<Box<dyn Layer>>) {
         match self {
             Self::Cache => (memcached::Memcached::kind(core), None),
+            Self::Http { index, port } => (http::Http::kind(*index, *port, core), None),
             Self::Other(make) => (Kind::Other(make()), None),
         }
     }
@@ -242,6 +265,13 @@ impl Ctx<'_> {
     #[must_use]
     pub fn unsent(&self) -> usize {
         self.core.slot(self.key).map_or(0, |slot| slot.outbox.len())
+    }
+
+    /// Whether nothing was handed to the kernel since the last `on_sent`: what is unsent is all
+    /// here.
+    #[must_use]
+    pub fn holds_all(&self) -> bool {
+        self.core.slot(self.key).is_none_or(|slot| !slot.outbox.in_flight())
     }
 
     /// Takes no more input until [`Ctx::resume`]; what is under way is kept and delivered then.

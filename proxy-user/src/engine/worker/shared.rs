@@ -13,6 +13,7 @@ use super::Core;
 use crate::control::message::{ServerState, Snapshot, ToGuardian};
 use crate::control::shared::SharedPage;
 use crate::engine::connections::Service;
+use crate::engine::connections::http::Balancer;
 use crate::engine::connections::memcached::CacheService;
 use crate::engine::driver::Waker;
 use crate::engine::link::Streams;
@@ -58,8 +59,8 @@ pub struct Shared {
     pub streams: Streams,
     /// To the guardian.
     pub events: Events,
-    /// What active checks say of the servers, by upstream and server; empty: nothing yet.
-    pub backends: Mutex<Vec<Vec<ServerState>>>,
+    /// The HTTP balancer: upstreams, settings, log.
+    pub http: Balancer,
 }
 
 impl Shared {
@@ -73,6 +74,7 @@ impl Shared {
         events: Events,
     ) -> Self {
         let workers = usize::from(config.workers);
+        let http = Balancer::new(&config);
         Self {
             config,
             page,
@@ -82,13 +84,13 @@ impl Shared {
             cache,
             streams: Streams::default(),
             events,
-            backends: Mutex::default(),
+            http,
         }
     }
 
     /// Active checks have a new view of the servers.
-    pub fn set_backends(&self, states: Vec<Vec<ServerState>>) {
-        *self.backends.lock() = states;
+    pub fn set_backends(&self, states: &[Vec<ServerState>]) {
+        self.http.set_backends(states);
     }
 
     /// Has every worker make a turn.
