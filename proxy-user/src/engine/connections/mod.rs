@@ -32,6 +32,8 @@ pub(crate) mod timers;
 pub mod upstream_pool;
 
 #[cfg(test)]
+mod http_tests;
+#[cfg(test)]
 mod tests;
 
 pub use layer::{Layer, LayerError};
@@ -267,11 +269,10 @@ impl Ctx<'_> {
         self.core.slot(self.key).map_or(0, |slot| slot.outbox.len())
     }
 
-    /// Whether nothing was handed to the kernel since the last `on_sent`: what is unsent is all
-    /// here.
+    /// Whether bytes are with the kernel that it has not all taken yet.
     #[must_use]
-    pub fn holds_all(&self) -> bool {
-        self.core.slot(self.key).is_none_or(|slot| !slot.outbox.in_flight())
+    pub fn sends(&self) -> bool {
+        self.core.slot(self.key).is_some_and(|slot| slot.outbox.in_flight())
     }
 
     /// Takes no more input until [`Ctx::resume`]; what is under way is kept and delivered then.

@@ -72,6 +72,8 @@ pub struct Upstream {
     /// Who uses it; `None`: idle.
     client: Option<Key>,
     connected: bool,
+    /// Bytes have been taken by the kernel since it was taken.
+    written: bool,
     stopping: bool,
     bulk: bool,
 }
@@ -80,12 +82,20 @@ impl Upstream {
     /// One being connected for a client.
     #[must_use]
     pub const fn new(to: (u16, u16), client: Key) -> Self {
-        Self { to, client: Some(client), connected: false, stopping: false, bulk: false }
+        Self {
+            to,
+            client: Some(client),
+            connected: false,
+            written: false,
+            stopping: false,
+            bulk: false,
+        }
     }
 
     /// A client takes it from the pool.
     pub(super) fn take(&mut self, client: Key, ctx: &mut Ctx<'_>) {
         self.client = Some(client);
+        self.written = false;
         ctx.set_deadline(None);
     }
 
@@ -123,7 +133,8 @@ impl Upstream {
                     ctx.count(Counter::UpstreamFailures, 1);
                 }
                 // Unknown how much the kernel took of what is in flight: taken for written.
-                let ending = Ending { clean, written: self.connected && !ctx.holds_all() };
+                let written = self.connected && (self.written || ctx.sends());
+                let ending = Ending { clean, written };
                 ctx.with(client, |kind, ctx| {
                     if let Kind::Http(http) = kind {
                         http.upstream_closed(key, ending, ctx);
@@ -174,6 +185,7 @@ impl Protocol for Upstream {
     }
 
     fn on_sent(&mut self, ctx: &mut Ctx<'_>) {
+        self.written = true;
         let key = ctx.key();
         if ctx.unsent() <= OUTBOX_LOW
             && let Some(client) = self.client
