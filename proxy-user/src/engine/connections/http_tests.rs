@@ -7,11 +7,10 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use super::http::{HttpService, HttpShared};
 use super::*;
 use crate::config;
 use crate::engine::driver::{Driver, DriverOptions, IoMode};
-use crate::engine::worker::{Mail, Worker};
+use crate::engine::worker::{Events, Mail, Worker};
 use crate::http::Reason;
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -104,7 +103,7 @@ fn serve(letter: char, stream: &TcpStream, seen: &Seen) {
     }
 }
 
-fn answer(mut out: &TcpStream, body: &[u8]) -> std::io::Result<()> {
+fn answer(mut out: &TcpStream, body: &[u8]) -> io::Result<()> {
     let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", body.len());
     out.write_all(&[head.as_bytes(), body].concat())
 }
@@ -151,7 +150,6 @@ fn read_message(reader: &mut impl BufRead) -> Option<Message> {
 /// Two workers with a listener each, in front of the backends.
 struct Balancer {
     shared: Arc<Shared>,
-    http: Arc<HttpShared>,
     addresses: Vec<SocketAddr>,
     threads: Vec<JoinHandle<()>>,
 }
@@ -172,24 +170,25 @@ impl Balancer {
         let server = |&address| config::Server { address, ..template.clone() };
         snapshot.upstreams[0].servers = backends.iter().map(server).collect();
         change(&mut snapshot.upstreams[0]);
-        let http = HttpShared::new(&snapshot.upstreams, log, Box::new(|_event| {})).unwrap();
-        let http = Arc::new(http);
-        let service = Arc::new(HttpService::new(&snapshot.http[0], &http, 80));
+        snapshot.log.access = log.clone();
         let (page, _) = crate::control::shared::SharedPage::create(2).unwrap();
-        let shared = Arc::new(Shared::new(snapshot, page, 1000));
+        let events = Events::new(|_event| {});
+        let shared = Arc::new(Shared::new(snapshot, page, 1000, None, events));
+        shared.http.open_log(log).unwrap();
         let (mut addresses, mut threads) = (Vec::new(), Vec::new());
         for index in 0..2 {
             let listener = TcpListener::bind("127.0.0.1:0").unwrap();
             addresses.push(listener.local_addr().unwrap());
-            let (shared, service) = (Arc::clone(&shared), Arc::clone(&service));
+            let shared = Arc::clone(&shared);
             threads.push(std::thread::spawn(move || {
                 let (driver, _) = Driver::new(mode, &DriverOptions::default()).unwrap();
                 let mut worker = Worker::new(index, shared, driver).unwrap();
-                worker.core().listen(listener.into(), Service::Http(service)).unwrap();
+                let service = Service::Http { index: 0, port: 80 };
+                worker.core().listen(listener.into(), service).unwrap();
                 worker.run().unwrap();
             }));
         }
-        Self { shared, http, addresses, threads }
+        Self { shared, addresses, threads }
     }
 
     fn client(&self, worker: usize) -> BufReader<TcpStream> {
@@ -342,7 +341,7 @@ fn a_dead_backend_is_left_out_and_comes_back() {
         // Its open connection serves one more request and ends, then nobody listens.
         let served: String = (0..20).map(|_| text(get(&mut client, "/"))).collect();
         assert!(served.ends_with("aaaaaaaa"), "{served}");
-        let pool = &balancer.http.upstreams()[0].pool;
+        let pool = &balancer.shared.http.upstreams()[0].pool;
         assert!(pool.status(Instant::now())[1].failed > 0);
         let _back = Backend::listening('b', TcpListener::bind(addresses[1]).unwrap());
         let deadline = Instant::now() + PATIENCE;
@@ -364,7 +363,7 @@ fn an_answer_that_breaks_off_is_cut_for_the_client_too() {
         let _ended = client.read_to_end(&mut all);
         assert!(!all.ends_with(&[b'c'; 1000]) && all.len() < 1000);
         assert_eq!(backend.requests(), 1, "not again after the first byte of an answer");
-        eventually(|| balancer.http.refused(Reason::ReplyTruncated) == 1);
+        eventually(|| balancer.shared.http.refused(Reason::ReplyTruncated) == 1);
     });
 }
 
@@ -416,7 +415,7 @@ fn nobody_up_and_no_route_are_told_by_name() {
         let answer = get(&mut client, "/");
         assert!(answer.head.starts_with("HTTP/1.1 502 Bad Gateway\r\n"), "{}", answer.head);
         assert!(text(answer).contains("(connect_failed)"));
-        balancer.http.set_backends(&[vec![crate::control::message::ServerState::Down]]);
+        balancer.shared.http.set_backends(&[vec![message::ServerState::Down]]);
         let answer = get(&mut client, "/");
         assert!(answer.head.starts_with("HTTP/1.1 503 "), "{}", answer.head);
         client.get_mut().write_all(b"GET / HTTP/1.1\nHost: h\r\n\r\n").unwrap();
@@ -424,7 +423,7 @@ fn nobody_up_and_no_route_are_told_by_name() {
         assert!(answer.head.contains("Connection: close\r\n"));
         assert!(text(answer).contains("(bare_lf)"));
         assert!(read_message(&mut client).is_none(), "closed");
-        assert_eq!(balancer.http.refused(Reason::BareLf), 1);
+        assert_eq!(balancer.shared.http.refused(Reason::BareLf), 1);
     });
 }
 
@@ -441,9 +440,9 @@ fn a_client_that_leaves_frees_the_servers_connection() {
         assert!(head.starts_with("GET / HTTP/1.1\r\nHost: h\r\nX-Forwarded-For: 127.0.0.1\r\n"));
         drop(client);
         assert!(matches!((&server).read(&mut [0]), Ok(0) | Err(_)), "the server is told");
-        let pool = &balancer.http.upstreams()[0].pool;
+        let pool = &balancer.shared.http.upstreams()[0].pool;
         eventually(|| pool.status(Instant::now())[0].in_flight == 0);
-        eventually(|| balancer.http.refused(Reason::ClientAborted) == 1);
+        eventually(|| balancer.shared.http.refused(Reason::ClientAborted) == 1);
     });
 }
 
