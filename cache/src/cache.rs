@@ -81,9 +81,7 @@ impl Cache {
         let limit = config.item_limit.clamp(ITEM_LIMIT_MIN, ITEM_LIMIT_MAX).min(quarter);
         let rules = Rules { hash_key: config.hash_key, limit, evict: config.evict };
         let (store_id, time_offset, solo) = (parts.store_id, parts.time_offset, parts.solo);
-        // untouched pages would only be paged in to learn that nobody owns them
-        let owned = report.kind == AttachKind::Kept;
-        let (shards, pool) = assemble(parts, rules, owned, report);
+        let (shards, pool) = assemble(parts, rules, report);
         report.items = shards.iter().map(Shard::items).sum();
         let oldest = shards.iter().map(|_| AtomicU64::new(0)).collect();
         let shards = shards.into_iter().map(Mutex::new).collect();
@@ -234,12 +232,7 @@ impl Cache {
 }
 
 /// Makes the shards and the pool of a region that was taken apart.
-fn assemble(
-    parts: Parts,
-    rules: Rules,
-    owned: bool,
-    report: &mut AttachReport,
-) -> (Vec<Shard>, Pool) {
+fn assemble(parts: Parts, rules: Rules, report: &mut AttachReport) -> (Vec<Shard>, Pool) {
     let geometry = Arc::new(Geometry::new(parts.layout.page_size));
     let per_shard = PARTITIONS / parts.shards;
     let mut guards = parts.guards.into_iter().map(Guard::new);
@@ -253,9 +246,6 @@ fn assemble(
         let own = partitions.by_ref().take(per_shard).collect();
         let slabs = Slabs::new(Arc::clone(&geometry), number);
         shards.push(Shard::new(number, guard, slabs, own, rules));
-    }
-    if !owned {
-        return (shards, Pool::new(parts.pages));
     }
     let (free, broken) = hand_out(parts.pages, &mut shards, report);
     let pool = Pool::new(free);

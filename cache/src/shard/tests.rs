@@ -7,7 +7,8 @@ pub(super) mod torn;
 use std::collections::BTreeSet;
 
 use self::support::{
-    CONFIG, content, copy_region, fill, keys_of_partition, meta, small_layout, store, value,
+    CONFIG, content, copy_region, fill, keys_of_partition, meta, page_header, small_layout, store,
+    value,
 };
 use crate::store::internal::Geometry;
 use crate::store::{AttachKind, Cursor, Layout, Meta, PutError, Region, RejectReason, StoreTime};
@@ -315,7 +316,7 @@ fn attach_keeps_a_whole_store_and_refuses_anything_else() {
     assert_eq!(refusal(&key, &|_| ()), rejected(RejectReason::HashKey));
     assert_eq!(refusal(&other, &|r| r.header[0] ^= 1), rejected(RejectReason::Magic));
     assert_eq!(refusal(&other, &|r| r.header[8] ^= 1), rejected(RejectReason::LayoutVersion));
-    assert_eq!(refusal(&other, &|r| r.pages.truncate(60)), rejected(RejectReason::Sizes));
+    assert_eq!(refusal(&other, &|r| r.header[12] = 3), rejected(RejectReason::Sizes));
     let making = |r: &mut Region| r.header[..8].copy_from_slice(b"TandemMk");
     assert_eq!(refusal(&other, &making), rejected(RejectReason::Incomplete));
 }
@@ -328,10 +329,10 @@ fn a_page_that_contradicts_costs_its_shard_and_nothing_else() {
     }
     let whole = content(&cache, NOW);
     let mut region = copy_region(&cache);
-    let shard_of = |page: &[u8]| usize::from(page[4]);
-    let twin = region.pages.iter().position(|page| page[0] == 2).unwrap();
-    let broken = shard_of(region.pages[twin]);
-    region.pages[twin][0] = 1;
+    let second = |n: &usize| page_header(&mut region, *n)[0] == 2;
+    let twin = (0..64).find(second).unwrap();
+    let broken = usize::from(page_header(&mut region, twin)[4]);
+    page_header(&mut region, twin)[0] = 1;
     let (attached, report) = Cache::attach(CONFIG, region).unwrap();
     assert_eq!(report.emptied_shards, [broken as u32]);
     assert_eq!(report.pages_dropped, 1);
@@ -341,7 +342,7 @@ fn a_page_that_contradicts_costs_its_shard_and_nothing_else() {
     assert!(attached.verify().is_ok());
 
     let mut region = copy_region(&cache);
-    region.pages[twin][6] ^= 0xff;
+    page_header(&mut region, twin)[6] ^= 0xff;
     let (attached, report) = Cache::attach(CONFIG, region).unwrap();
     assert_eq!((report.odd_shards.len(), report.pages_dropped), (4, 1));
     assert!(attached.verify().is_ok(), "{:?}", attached.verify());

@@ -5,7 +5,6 @@
 //! a page are coarser). An item above the largest class (half a page) is a chain of chunks.
 
 use super::item::HEADER;
-use super::page::PAGE_HEADER;
 
 /// Smallest chunk, in bytes.
 const MIN_CHUNK: usize = 32;
@@ -28,22 +27,21 @@ pub(crate) const LINE: usize = 64;
 
 impl Geometry {
     pub(crate) fn new(page_size: usize) -> Self {
-        let body = page_size - PAGE_HEADER;
         let mut chunks = Vec::new();
         let mut size = MIN_CHUNK;
-        while size < FINE && size <= body / 2 {
+        while size < FINE && size <= page_size / 2 {
             chunks.push(size as u32);
             size += ((1usize << size.ilog2()) / 8).max(8);
         }
-        let mut per_page = body / FINE;
+        let mut per_page = page_size / FINE;
         while per_page >= 2 {
-            let size = ((body / per_page) & !7) as u32;
+            let size = ((page_size / per_page) & !7) as u32;
             if chunks.last().is_none_or(|&last| last < size) {
                 chunks.push(size);
             }
             per_page = (per_page - 1).min((per_page * 4).div_ceil(5));
         }
-        let slot_bits = (body / MIN_CHUNK).next_power_of_two().ilog2();
+        let slot_bits = (page_size / MIN_CHUNK).next_power_of_two().ilog2();
         Self { chunks, page_size, slot_bits }
     }
 
@@ -69,7 +67,7 @@ impl Geometry {
 
     /// Chunks in a page of `class`.
     pub(crate) fn slots(&self, class: u8) -> u32 {
-        ((self.page_size - PAGE_HEADER) / self.chunk(class)) as u32
+        (self.page_size / self.chunk(class)) as u32
     }
 
     /// The largest chunk: half a page.
@@ -119,7 +117,7 @@ mod tests {
                 assert!(wide_enough || last, "{page_size}: {pair:?}");
             }
             for class in 0..=geometry.index_class() {
-                let used = geometry.slots(class) as usize * geometry.chunk(class) + PAGE_HEADER;
+                let used = geometry.slots(class) as usize * geometry.chunk(class);
                 assert!(used <= page_size);
                 assert!(geometry.slots(class) <= 1 << geometry.slot_bits);
             }
@@ -136,6 +134,6 @@ mod tests {
             assert_eq!(geometry.class_for(size), class);
             assert_eq!(geometry.class_for(size - 7), class);
         }
-        assert_eq!(geometry.max_chunk(), ((64 << 10) - 64) / 2);
+        assert_eq!(geometry.max_chunk(), 32 << 10);
     }
 }

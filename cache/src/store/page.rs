@@ -1,4 +1,5 @@
-//! A page: an owned piece of the region, cut into chunks of one class, with its own free list.
+//! A page: an owned piece of the region, cut into chunks of one class, with its own free list. Its
+//! header is in the region's header slice.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -56,14 +57,12 @@ pub(crate) struct Page {
 }
 
 impl Page {
-    /// Takes the bytes of a page; `None` if they are too few or not aligned to 8.
-    pub(crate) fn new(bytes: &'static mut [u8]) -> Option<Self> {
-        let (header, body) = PageHeader::mut_from_prefix(bytes).ok()?;
-        let (class, chunk, slots) = (0, 0, 0);
-        Some(Self { header, body, class, chunk, slots, pending: 0, listed: false })
+    /// A page not yet cut.
+    pub(crate) const fn new(header: &'static mut PageHeader, body: &'static mut [u8]) -> Self {
+        Self { header, body, class: 0, chunk: 0, slots: 0, pending: 0, listed: false }
     }
 
-    /// The owner written in the page: `Ok(None)` = pool, `Err` = nonsense.
+    /// The owner written in the header: `Ok(None)` = pool, `Err` = nonsense.
     pub(crate) const fn owner(&self) -> Result<Option<Owner>, ()> {
         let word = self.header.owner;
         if word == 0 {

@@ -5,15 +5,18 @@
 //!                4096    64 × PartitionState
 //!                8192    64 × 64 B, per shard: guard word (odd while its content is changing)
 //!                12288   64 × index of a partition (buckets × 128 B)
-//! pages          each: header 64 B (owner: shard, class, number), chunks
+//!                        per page 64 B: owner (shard, class, number), use, free list
+//! pages          chunks, nothing else
 //! ```
+//!
+//! All that attach has to read is in the header slice: a page is not touched for it.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use super::index::{BUCKET, BUCKET_ITEMS, Index};
-use super::page::Page;
+use super::page::{PAGE_HEADER, Page, PageHeader};
 use super::slab::order;
 use super::types::{PARTITIONS, PartitionState, RegionError, RejectReason, StoreConfig};
 
@@ -25,8 +28,8 @@ const MAKING: u64 = u64::from_le_bytes(*b"TandemMk");
 const LAYOUT_VERSION: u32 = 1;
 /// Chunk and index share of an item for which the index is sized.
 const TYPICAL_ITEM: usize = 144 + 7;
-/// Memory of a shard when there are fewer than 64.
-const SHARD_MEMORY: usize = 16 << 20;
+/// Memory of a shard, at least, when there are fewer than 64.
+const SHARD_MEMORY: usize = 15 << 20;
 const PAGE_MIN: usize = 4 << 10;
 const PAGE_MAX: usize = 1 << 20;
 
@@ -44,15 +47,16 @@ pub struct Layout {
 impl Layout {
     /// The layout for `memory` bytes in all, header and index included; at least 256 KiB.
     ///
-    /// A shard of 16 MiB or more (64 of them from 1 GiB on) has about 256 pages, so that every size
+    /// A shard of about 16 MiB or more (64 of them from 1 GiB on) has about 256 pages, so that every size
     /// class of every shard can have some; the page's size follows, 1 MiB from 16 GiB on.
     pub fn for_memory(memory: u64) -> Self {
         let memory = usize::try_from(memory).unwrap_or(usize::MAX).max(256 << 10);
         let page_size = floor_power(memory / shards_for(memory) / 256).clamp(PAGE_MIN, PAGE_MAX);
         let per_partition = PARTITIONS * BUCKET_ITEMS * TYPICAL_ITEM;
         let buckets = memory.div_ceil(per_partition).min(1 << 24);
-        let header_len = INDEX_AT + PARTITIONS * buckets * BUCKET;
-        Self { header_len, page_size, pages: (memory - header_len) / page_size }
+        let fixed = INDEX_AT + PARTITIONS * buckets * BUCKET;
+        let pages = (memory - fixed) / (page_size + PAGE_HEADER);
+        Self { header_len: fixed + pages * PAGE_HEADER, page_size, pages }
     }
 
     /// Header and pages, in bytes.
@@ -71,8 +75,8 @@ pub(super) fn shards_for(memory: usize) -> usize {
 }
 
 /// The memory of a store: `&'static mut` slices, so that no two owners ever meet. Position
-/// independent: it may be mapped anywhere next time, but the pages must be in the same order only
-/// for the sake of tools; each says itself whose it is. All slices are aligned to 8 bytes.
+/// independent: each slice may be mapped anywhere next time, but the pages are in the same order.
+/// All slices are aligned to 8 bytes.
 #[derive(Debug)]
 pub struct Region {
     /// Global state, per partition and per shard state, index.
@@ -107,9 +111,9 @@ impl Region {
         if !aligned(self.header) || !self.pages.iter().all(|page| aligned(page)) {
             return Err(RegionError::Layout("not aligned to 8 bytes"));
         }
-        let index = self.header.len().checked_sub(INDEX_AT);
+        let index = self.header.len().checked_sub(INDEX_AT + self.pages.len() * PAGE_HEADER);
         if !index.is_some_and(|len| len > 0 && len % (PARTITIONS * BUCKET) == 0) {
-            return Err(RegionError::Layout("header does not hold 64 whole indexes"));
+            return Err(RegionError::Layout("header does not hold 64 indexes and a page table"));
         }
         if self.pages.len() < 8 {
             return Err(RegionError::Layout("fewer than 8 pages"));
@@ -208,11 +212,6 @@ pub(crate) fn make(
         if let Some(rest) = region.header.get_mut(8..) {
             rest.fill(0);
         }
-        for page in &mut region.pages {
-            if let Some(owner) = page.get_mut(..8) {
-                owner.fill(0);
-            }
-        }
     }
     let default = shards_for(layout.pages * layout.page_size);
     let shards = config.shards.unwrap_or(default);
@@ -257,7 +256,7 @@ pub(crate) fn split(region: Region) -> Result<Parts, RegionError> {
     let solo = atomic(fixed)?;
     let mut states_bytes = cut(&mut rest, SHARDS_AT - PARTITIONS_AT)?;
     let mut guards_bytes = cut(&mut rest, INDEX_AT - SHARDS_AT)?;
-    let index_len = rest.len() / PARTITIONS;
+    let index_len = (rest.len() - layout.pages * PAGE_HEADER) / PARTITIONS;
     let (mut states, mut guards, mut indexes) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..PARTITIONS {
         let state = cut(&mut states_bytes, size_of::<PartitionState>())?;
@@ -265,7 +264,8 @@ pub(crate) fn split(region: Region) -> Result<Parts, RegionError> {
         guards.push(atomic(cut(&mut guards_bytes, 64)?)?);
         indexes.push(Index::new(cut(&mut rest, index_len)?).ok_or(BAD)?);
     }
-    let pages = region.pages.into_iter().map(|page| Page::new(page).ok_or(BAD));
+    let headers = <[PageHeader]>::mut_from_bytes(rest).map_err(|_unfit| BAD)?;
+    let pages = headers.iter_mut().zip(region.pages).map(|(header, body)| Page::new(header, body));
     Ok(Parts {
         layout,
         shards: header.shards as usize,
@@ -275,7 +275,7 @@ pub(crate) fn split(region: Region) -> Result<Parts, RegionError> {
         states,
         guards,
         indexes,
-        pages: pages.collect::<Result<_, _>>()?,
+        pages: pages.collect(),
     })
 }
 
@@ -332,11 +332,13 @@ mod tests {
         for memory in [256 << 10, 1 << 20, 5_000_000, 64 << 20, 1 << 30, 16 << 30, 256 << 30] {
             let layout = Layout::for_memory(memory);
             let total = layout.total() as u64;
-            assert!(total <= memory && total + layout.page_size as u64 > memory, "{layout:?}");
+            assert!(total <= memory && total + layout.page_size as u64 + 64 > memory, "{layout:?}");
             assert!(layout.pages >= 48, "{layout:?}");
         }
         assert_eq!(Layout::for_memory(16 << 30).page_size, 1 << 20);
-        assert_eq!(Layout::for_memory(1 << 30).page_size, 64 << 10);
+        let gigabyte = Layout::for_memory(1 << 30);
+        assert_eq!(gigabyte.page_size, 64 << 10);
+        assert_eq!(shards_for(gigabyte.pages * gigabyte.page_size), 64);
     }
 
     #[test]

@@ -21,7 +21,14 @@ pub(crate) const CONFIG: StoreConfig = StoreConfig {
 
 /// A store with short chains in its index, so that its further lines are used.
 pub(crate) fn small_layout(page_size: usize, pages: usize) -> Layout {
-    Layout { header_len: 12288 + PARTITIONS * 128, page_size, pages }
+    Layout { header_len: 12288 + PARTITIONS * 128 + pages * 64, page_size, pages }
+}
+
+/// The header of page `n`: stamp 8.., fresh 16.., free list 20.., used 24.., earliest expiry 28..;
+/// first the owner: number 0..4, shard 4, class 5, 0x5450 (0 = nobody's).
+pub(crate) fn page_header(region: &mut Region, n: usize) -> &mut [u8] {
+    let at = region.header.len() - region.pages.len() * 64 + n * 64;
+    &mut region.header[at..at + 64]
 }
 
 pub(crate) fn store(layout: &Layout, config: StoreConfig) -> Cache {
@@ -91,7 +98,7 @@ pub(crate) fn copy_region(cache: &Cache) -> Region {
 pub(crate) fn copy_shards(layout: &Layout, shards: &[&Shard]) -> Region {
     let mut region = Region::leaked(layout);
     make(&mut region, &StoreConfig { shards: Some(shards.len()), ..CONFIG }, true).unwrap();
-    let index_len = (layout.header_len - 12288) / PARTITIONS;
+    let index_len = (layout.header_len - 12288 - layout.pages * 64) / PARTITIONS;
     let mut next = layout.pages;
     for shard in shards {
         let guard = 8192 + usize::from(shard.number) * 64;
@@ -107,12 +114,12 @@ pub(crate) fn copy_shards(layout: &Layout, shards: &[&Shard]) -> Region {
         for local in 1..shard.slabs.locals_end() {
             let Some(page) = shard.slabs.page(local) else { continue };
             next -= 1;
-            region.pages[next][..64].copy_from_slice(page.header.as_bytes());
-            region.pages[next][64..].copy_from_slice(page.body);
+            page_header(&mut region, next).copy_from_slice(page.header.as_bytes());
+            region.pages[next].copy_from_slice(page.body);
         }
     }
     for (n, page) in region.pages[..next].iter_mut().enumerate() {
-        page[8..].fill(n as u8);
+        page.fill(n as u8);
     }
     region
 }

@@ -5,7 +5,7 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 
 use super::support::{
-    CONFIG, content, copy_region, copy_shards, fill, meta, small_layout, store, value,
+    CONFIG, content, copy_region, copy_shards, fill, meta, page_header, small_layout, store, value,
 };
 use crate::Cache;
 use crate::shard::Shard;
@@ -56,9 +56,10 @@ fn spoil(region: &mut Region) {
     for partition in 0..64 {
         region.header[4096 + partition * 64 + 24..][..16].fill(0xee);
     }
-    region.header[12288..].fill(0x77);
-    for page in &mut region.pages {
-        page[20..32].fill(0x55);
+    let table = region.header.len() - region.pages.len() * 64;
+    region.header[12288..table].fill(0x77);
+    for n in 0..region.pages.len() {
+        page_header(region, n)[20..32].fill(0x55);
     }
 }
 
@@ -178,31 +179,35 @@ fn a_damaged_item_in_an_odd_shard_is_dropped_and_counted() {
     fill(&cache, b"chained", 9000, NOW);
     let whole = content(&cache, NOW);
     let geometry = Geometry::new(4096);
-    let attach = |damage: &dyn Fn(&mut [u8]) -> bool| {
+    let attach = |damage: &dyn Fn(&mut [u8], u8) -> bool| {
         let mut region = copy_region(&cache);
         region.header[8192] = 1;
-        let damaged = region.pages.iter_mut().any(|page| page[7] == 0x54 && damage(page));
+        let damaged = (0..region.pages.len()).any(|n| {
+            let (owned, class) =
+                (page_header(&mut region, n)[7] != 0, page_header(&mut region, n)[5]);
+            owned && damage(region.pages[n], class)
+        });
         assert!(damaged);
         let (attached, report) = Cache::attach(CONFIG, region).unwrap();
         assert_eq!(attached.verify().errors, Vec::<String>::new());
         assert_eq!(report.odd_shards, [0]);
         (content(&attached, NOW), report.items_dropped)
     };
-    let at = |page: &[u8], state: u8, key_len: u8| {
-        let size = geometry.chunk(page[5]);
-        let mut chunks = (64..4096 - size).step_by(size);
+    let at = |page: &[u8], class: u8, state: u8, key_len: u8| {
+        let size = geometry.chunk(class);
+        let mut chunks = (0..=4096 - size).step_by(size);
         chunks.find(|&at| page[at + 21] & 3 == state && page[at + 20] == key_len)
     };
     // a key that is not the one it was written with
-    let (left, dropped) = attach(&|page| {
-        let Some(at) = at(page, 2, 4) else { return false };
+    let (left, dropped) = attach(&|page, class| {
+        let Some(at) = at(page, class, 2, 4) else { return false };
         page[at + 27] ^= 0x40;
         true
     });
     assert_eq!((left.len(), dropped), (whole.len() - 1, 1));
     // a chain whose second chunk was never published
-    let (left, dropped) = attach(&|page| {
-        let Some(at) = at(page, 3, 0) else { return false };
+    let (left, dropped) = attach(&|page, class| {
+        let Some(at) = at(page, class, 3, 0) else { return false };
         page[at + 21] = 0;
         true
     });
