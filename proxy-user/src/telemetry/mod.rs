@@ -1,1 +1,111 @@
-//! Logs and metrics.
+//! Logs: one line an event, on stderr. Every process of the program calls [`init`] once, first.
+//!
+//! ```text
+//! 2026-11-22T20:01:02.345Z  INFO guardian::role: role changed from=SYNCED to=MASTER_SOLO
+//! ```
+//! No thread that logs ever waits for whoever reads stderr: lines go to a bounded buffer, and a
+//! thread of its own writes them ([`writer`]); a terminal that is held must not look like a dead
+//! node. [`RateLimit`] keeps what strangers can cause to one line per reason and interval.
+//!
+//! Not here: the HTTP access log (the engine's), metrics (`guardian::admin`).
+
+mod format;
+mod rate;
+mod writer;
+
+use std::io::IsTerminal as _;
+
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
+
+use crate::config;
+
+pub use rate::RateLimit;
+
+use format::Lines;
+use writer::Writer;
+
+/// Environment variable whose directives come before the configuration's level.
+pub const VARIABLE: &str = "RUST_LOG";
+
+/// Keeps the writer's thread; what was logged before its drop is written, unless nobody reads for a
+/// second. Drop it before `std::process::exit`.
+#[must_use = "logs are written until it is dropped"]
+#[derive(Debug)]
+pub struct Guard(Writer);
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        self.0.flush();
+    }
+}
+
+/// Starts logging. A [`VARIABLE`] that cannot be read is said and ignored.
+///
+/// # Errors
+/// The level is unknown, no thread can be started, or logging was started before.
+pub fn init(log: &config::Log) -> anyhow::Result<Guard> {
+    let (filter, complaint) = filter(log, std::env::var(VARIABLE).ok().as_deref())?;
+    let writer = Writer::start()?;
+    let lines = Lines { colour: std::io::stderr().is_terminal(), journal: format::is_journal() };
+    let made = writer.clone();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(lines.colour)
+        .event_format(lines)
+        .with_writer(move || made.clone())
+        .try_init()
+        .map_err(|error| anyhow::anyhow!("logging: {error}"))?;
+    let panicking = writer.clone();
+    let before = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        panicking.flush();
+        before(info);
+    }));
+    if let Some(complaint) = complaint {
+        tracing::warn!("{complaint}");
+    }
+    Ok(Guard(writer))
+}
+
+/// What is shown, and what is wrong with the variable.
+fn filter(
+    log: &config::Log,
+    variable: Option<&str>,
+) -> anyhow::Result<(EnvFilter, Option<String>)> {
+    let level: LevelFilter =
+        log.level.parse().map_err(|_error| anyhow::anyhow!("unknown log level {}", log.level))?;
+    let plain = || EnvFilter::new(level.to_string());
+    let Some(text) = variable.filter(|text| !text.trim().is_empty()) else {
+        return Ok((plain(), None));
+    };
+    // A directive for everything in `text` takes the place of the first.
+    match EnvFilter::try_new(format!("{level},{text}")) {
+        Ok(filter) => Ok((filter, None)),
+        Err(error) => Ok((plain(), Some(format!("{VARIABLE} is ignored: {error}")))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn log(level: &str) -> config::Log {
+        config::Log { level: level.to_owned(), ..config::Log::default() }
+    }
+
+    #[test]
+    fn level_and_variable() {
+        let shown = |level, variable| filter(&log(level), variable).unwrap();
+        assert_eq!(shown("info", None).0.to_string(), "info");
+        assert_eq!(shown("debug", Some("")).0.to_string(), "debug");
+        let (filter, complaint) = shown("warn", Some("proxy_user=debug"));
+        assert_eq!(filter.to_string(), "proxy_user=debug,warn");
+        assert_eq!(complaint, None);
+        assert_eq!(shown("warn", Some("trace")).0.to_string(), "trace");
+        let (filter, complaint) = shown("warn", Some("a=b=c"));
+        assert_eq!(filter.to_string(), "warn");
+        assert!(complaint.unwrap().starts_with("RUST_LOG is ignored"));
+        assert!(super::filter(&log("loud"), None).is_err());
+    }
+}
