@@ -1,3 +1,4 @@
 //! The guardian process: role shell, peer links, steering, engine supervision, admin.
+pub mod health;
 pub mod status;
 pub mod steering;
