@@ -80,7 +80,7 @@ pub(crate) fn rustc(steps: &mut Steps) -> Result<Rustc> {
     if !linker_path().exists() && !llvm_ready() {
         packages.extend(DEBIAN_LLVM);
     }
-    debian(steps, &packages, "`rustup component add rust-src` (rustup, as yourself)")?;
+    debian(steps, &packages, "with rustup run `rustup component add rust-src`")?;
     probe(Path::new("/usr/bin/rustc")).map_err(|why| {
         Missing(format!(
             "Debian's rustc-web was installed, but {why}: use `rustup component add rust-src`."
@@ -103,7 +103,7 @@ pub(crate) fn linker(steps: &mut Steps, rustc: &Rustc) -> Result<Linker> {
         return Ok(linker);
     }
     if !llvm_ready() {
-        debian(steps, &DEBIAN_LLVM, "an LLVM 22 with headers in /usr/lib/llvm-22")?;
+        debian(steps, &DEBIAN_LLVM, "put an LLVM 22 with headers into /usr/lib/llvm-22")?;
     }
     let prefix = llvm_prefix();
     let title = format!("{TITLE} {LINKER_VERSION} (once)");
@@ -131,7 +131,7 @@ pub(crate) fn linker(steps: &mut Steps, rustc: &Rustc) -> Result<Linker> {
 pub(crate) fn clippy(steps: &Steps, rustc: &Rustc) -> Result<PathBuf> {
     let clippy = rustc.path.with_file_name("cargo-clippy");
     if !clippy.exists() {
-        debian(steps, &["rust-web-clippy"], &format!("{}", clippy.display()))?;
+        debian(steps, &["rust-web-clippy"], &format!("put it at {}", clippy.display()))?;
     }
     if clippy.exists() {
         return Ok(clippy);
@@ -222,13 +222,13 @@ apt-get "$@"
 pub(crate) fn debian(steps: &Steps, packages: &[&str], instead: &str) -> Result<()> {
     let list = packages.join(" ");
     if !Path::new("/usr/bin/apt-get").exists() {
-        let text = format!("{list} are needed and this is no Debian: install {instead}, or");
+        let text = format!("{list} are needed and this is no Debian: {instead};");
         return Err(Missing(format!("{text} {WITHOUT_XDP}")).into());
     }
     if !is_root()? {
         return Err(Missing(format!(
             "Debian's {list} must be installed, which needs root: run `sudo cargo xtask \
-             build-ebpf` once, or install {instead}; {WITHOUT_XDP}"
+             build-ebpf` once, or {instead}; {WITHOUT_XDP}"
         ))
         .into());
     }
@@ -247,7 +247,7 @@ pub(crate) fn debian(steps: &Steps, packages: &[&str], instead: &str) -> Result<
         .map_err(|error| {
             Missing(format!(
                 "Debian's packages could not be installed ({error:#}). If the network is missing, \
-                 run this again with it, or install {instead}; {WITHOUT_XDP}"
+                 run this again with it, or {instead}; {WITHOUT_XDP}"
             ))
             .into()
         })

@@ -82,7 +82,7 @@ fn programs(steps: &Steps, may_install: bool) -> Result<()> {
         return Ok(());
     }
     if may_install {
-        return toolchain::debian(steps, &packages, "them by hand");
+        return toolchain::debian(steps, &packages, "install them by hand");
     }
     eprintln!("not installed, and this is not root: {}", packages.join(", "));
     Ok(())
