@@ -170,7 +170,7 @@ impl Cache {
                 let step = SWEEP_STEP.min(budget.saturating_sub(seen));
                 let mut shard = self.common.shards[number].lock();
                 let (looked, done) = shard.sweep(&self.common.pool, now, step);
-                shard.tell_oldest(&self.common);
+                shard.tell_oldest_timely(&self.common, now);
                 drop(shard);
                 seen += looked;
                 if done {

@@ -97,6 +97,10 @@ pub(crate) struct Shard {
     pub(crate) counters: Counters,
     /// Next page that the expiry sweep looks at.
     sweep_at: u32,
+    /// Nothing expires before this store time; 0 = not known.
+    next_due: u32,
+    /// When the age of the oldest page was last told, store time.
+    told_at: u32,
     /// Reused by [`Self::extend`].
     scratch: Vec<u8>,
     /// Reused: the chunks of one item.
@@ -113,7 +117,20 @@ impl Shard {
     ) -> Self {
         let (scratch, chunks) = (Vec::new(), Vec::new());
         let counters = Counters::default();
-        Self { number, guard, slabs, parts, rules, counters, sweep_at: 1, scratch, chunks }
+        let (sweep_at, next_due, told_at) = (1, 0, 0);
+        Self {
+            number,
+            guard,
+            slabs,
+            parts,
+            rules,
+            counters,
+            sweep_at,
+            next_due,
+            told_at,
+            scratch,
+            chunks,
+        }
     }
 
     /// A point between two stores whose order matters.
@@ -372,6 +389,9 @@ impl Shard {
         if let Some(page) = self.slabs.page_mut(local) {
             page.stamp_write(fixed(now));
             page.note_expiry(expiry);
+        }
+        if expiry != 0 {
+            self.next_due = self.next_due.min(expiry);
         }
     }
 

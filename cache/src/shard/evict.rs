@@ -222,6 +222,9 @@ impl Shard {
     /// Reclaims expired items, looking at about `budget` slots; returns how many it looked at, and
     /// whether every page was considered.
     pub(crate) fn sweep(&mut self, pool: &Pool, now: StoreTime, budget: usize) -> (usize, bool) {
+        if self.next_due > now.0 {
+            return (0, true);
+        }
         let mut seen = 0;
         for _ in 0..self.slabs.locals_end() {
             if self.sweep_at >= self.slabs.locals_end() {
@@ -236,7 +239,18 @@ impl Shard {
             }
             self.sweep_at += 1;
         }
+        let expiries = self.slabs.locals().filter_map(|local| self.slabs.page(local));
+        let expiries = expiries.map(|page| page.header.min_expiry).filter(|&expiry| expiry != 0);
+        self.next_due = expiries.min().unwrap_or(u32::MAX);
         (seen, true)
+    }
+
+    /// Says how old the oldest page is here, once a second.
+    pub(crate) fn tell_oldest_timely(&mut self, common: &Common, now: StoreTime) {
+        if self.told_at != now.0 {
+            self.told_at = now.0;
+            self.tell_oldest(common);
+        }
     }
 
     /// Reclaims the expired items of a page and finds out when the next one expires.

@@ -53,13 +53,16 @@ impl Shard {
         dropped
     }
 
-    /// Gives up: an empty shard, every page back to the pool.
+    /// An empty shard, every page back to the pool: when it cannot be rebuilt, or is flushed.
     pub(crate) fn empty(&mut self, pool: &Pool) {
         self.guard.enter();
+        self.step();
         self.forget(pool);
+        self.step();
         for local in 1..self.slabs.locals_end() {
             if let Some(page) = self.slabs.remove_page(local) {
                 pool.push(page);
+                self.step();
             }
         }
         self.slabs.relist();

@@ -253,7 +253,14 @@ fn a_sync_sweeps_what_it_did_not_name_however_often_it_was_begun() {
 
 #[test]
 fn a_flush_takes_a_partition_or_what_is_old_in_it() {
-    let cache = store(&small_layout(4096, 256), CONFIG);
+    for shards in [1, 64] {
+        flush_with(shards);
+    }
+}
+
+fn flush_with(shards: usize) {
+    let config = StoreConfig { shards: Some(shards), ..CONFIG };
+    let cache = store(&small_layout(4096, 256), config);
     let (flushed, other) = (keys_of_partition(&cache, 3, 90), keys_of_partition(&cache, 4, 10));
     for (version, key) in (1..).zip(flushed.iter().chain(&other)) {
         cache.lock(key).put(meta(version, 0, 0), &[b"v"], NOW).unwrap();
@@ -263,6 +270,11 @@ fn a_flush_takes_a_partition_or_what_is_old_in_it() {
     assert!(cache.lock(&flushed[40]).get(NOW).is_some());
     assert_eq!(cache.lock_partition(3).flush(None), 50);
     assert_eq!(cache.counters().items, 10);
+    cache.check_invariants();
+    for key in &flushed {
+        fill(&cache, key, 3000, NOW);
+    }
+    assert_eq!(cache.lock_partition(3).items(), 90);
     cache.check_invariants();
 }
 

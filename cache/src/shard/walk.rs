@@ -70,8 +70,15 @@ impl Shard {
 
     /// Removes every item, or those with a version of at most `max`.
     pub(crate) fn flush(&mut self, pool: &Pool, number: usize, max: Option<u64>) -> u64 {
-        let buckets = self.parts.get(number).map_or(0, |part| part.index.buckets());
-        let doomed = |item: &ItemHeader| max.is_none_or(|max| item.version <= max);
+        let Some(part) = self.parts.get(number) else { return 0 };
+        let (buckets, items) = (part.index.buckets(), part.state.items);
+        // no item has a version that the partition has not
+        let all = max.is_none_or(|max| max >= part.state.version());
+        if all && self.parts.len() == 1 {
+            self.empty(pool);
+            return items;
+        }
+        let doomed = |item: &ItemHeader| all || max.is_some_and(|max| item.version <= max);
         (0..buckets).map(|b| self.remove_from_bucket(pool, number, b, doomed).0).sum()
     }
 

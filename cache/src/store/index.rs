@@ -31,6 +31,14 @@ pub(crate) struct Line {
 
 const _: () = assert!(size_of::<Line>() == LINE);
 
+impl Line {
+    /// One bit for each entry with this tag.
+    fn tagged(&self, tag: u8) -> u32 {
+        let same = self.tags.map(|other| u32::from(other == tag));
+        same.iter().rev().fold(0, |bits, same| bits << 1 | same)
+    }
+}
+
 /// Where a line is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum LineAt {
@@ -131,12 +139,12 @@ impl Index {
     /// The entry of a key.
     pub(crate) fn find(&self, slabs: &Slabs, hash: u64, key: &[u8]) -> Option<Entry> {
         for (line, content) in self.chain(slabs, self.bucket_of(hash)) {
-            for at in 0..ENTRIES {
-                let location = content.locations[at];
-                if content.tags[at] == tag(hash)
-                    && location != 0
-                    && slabs.view(location).is_some_and(|view| view.key == key)
-                {
+            let mut tagged = content.tagged(tag(hash));
+            while tagged != 0 {
+                let at = tagged.trailing_zeros() as usize;
+                tagged &= tagged - 1;
+                let location = *content.locations.get(at)?;
+                if location != 0 && slabs.view(location).is_some_and(|view| view.key == key) {
                     return Some(Entry { line, at, location });
                 }
             }

@@ -208,10 +208,8 @@ pub(crate) fn make(
     let layout = region.layout()?;
     header_of(region)?.magic = MAKING;
     order();
-    if !untouched {
-        if let Some(rest) = region.header.get_mut(8..) {
-            rest.fill(0);
-        }
+    if !untouched && let Some(rest) = region.header.get_mut(8..) {
+        rest.fill(0);
     }
     let default = shards_for(layout.pages * layout.page_size);
     let shards = config.shards.unwrap_or(default);
