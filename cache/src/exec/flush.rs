@@ -57,13 +57,14 @@ impl Exec<'_> {
     }
 
     fn flush_locked(&self, locked: &mut LockedPartition<'_>) -> u64 {
-        locked.flush(None);
         let partition = (locked.partition_id() & 63) as u8;
-        let (state, stream) = locked.split();
+        let state = locked.partition();
         let version = state.version() + 1;
+        state.raise_version(version);
         state.raise_last_delete(version);
         state.set_flush_at(None);
-        self.commit(partition, (state, stream), &Record::Flush { version });
+        locked.flush(None);
+        self.commit(partition, locked.split(), &Record::Flush { version });
         version
     }
 

@@ -128,14 +128,14 @@ impl<'a> Exec<'a> {
         Ok(locked)
     }
 
-    /// Takes the version of a change just made and appends its record.
+    /// Takes a change's version, if the store has not already, and appends its record.
     fn commit(
         &self,
         partition: u8,
         (state, stream): (&mut PartitionState, &mut Stream),
         record: &Record<'_>,
     ) {
-        state.next_version();
+        state.raise_version(record.version());
         if stream.append(partition, record) {
             self.shared.mark_dirty(partition);
         }
@@ -143,11 +143,13 @@ impl<'a> Exec<'a> {
 
     /// Removes the key as a change; the item must be known to be there.
     fn delete_locked(&self, locked: &mut Locked<'_, '_>, key: &[u8]) -> Depends {
-        locked.remove(self.now.store);
         let (partition, version) = (id(locked), next(locked));
-        let (state, stream) = locked.split();
+        // First, so that no crash leaves a miss that stands on nothing.
+        let state = locked.partition();
+        state.raise_version(version);
         state.raise_last_delete(version);
-        self.commit(partition, (state, stream), &Record::Delete { version, key });
+        locked.remove(self.now.store);
+        self.commit(partition, locked.split(), &Record::Delete { version, key });
         Depends { partition, version }
     }
 }
@@ -156,8 +158,8 @@ fn id(locked: &Locked<'_, '_>) -> u8 {
     (locked.partition_id() & 63) as u8
 }
 
-/// The version that the next change will have. Taken by [`Exec::commit`], once the store has
-/// accepted the change: a version without a record would never be acknowledged.
+/// The version that the next change will have. Taken once the store has accepted the change: a
+/// version without a record would never be acknowledged.
 fn next(locked: &mut Locked<'_, '_>) -> u64 {
     locked.partition().version() + 1
 }

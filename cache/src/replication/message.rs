@@ -132,6 +132,20 @@ pub enum Record<'a> {
     },
 }
 
+impl Record<'_> {
+    /// Place in the stream, or for [`Self::Copy`] the item's version.
+    #[must_use]
+    pub const fn version(&self) -> u64 {
+        match self {
+            Self::Put(item) | Self::Copy(item) => item.version,
+            Self::Delete { version, .. }
+            | Self::Touch { version, .. }
+            | Self::Flush { version }
+            | Self::FlushAt { version, .. } => *version,
+        }
+    }
+}
+
 /// A key with its content.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Item<'a> {

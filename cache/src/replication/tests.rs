@@ -602,6 +602,7 @@ fn a_gated_answer_leaves_only_when_the_replica_has_it() {
         while session.poll_transmit(&a.ctx(), &mut out) == Transmit::Held {
             assert!(out.is_empty());
             link.step(&a, &b, 1 + dice.roll(40), 1 + dice.roll(20));
+            assert_eq!(link.lost(), None);
         }
         assert_eq!(out, b"STORED\r\n");
         let held = b.cache.lock(key.as_bytes()).peek(b.now.store).unwrap().value.to_vec();
