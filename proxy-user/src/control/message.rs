@@ -119,8 +119,8 @@ pub enum Service {
     Link,
 }
 
-/// How engines of a pair meet: every worker of side a dials, side b listens on the [`Service::Link`]
-/// sockets. Noise NNpsk0.
+/// How engines of a pair meet: every worker of the master dials, the other side listens on the
+/// [`Service::Link`] sockets. Noise NNpsk0.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Link {
     /// Our side.

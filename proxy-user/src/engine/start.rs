@@ -94,10 +94,7 @@ impl Engine {
         for (listener, descriptor) in posts {
             let mailbox = shared.mailboxes.get(usize::from(listener.worker));
             let mailbox = mailbox.ok_or(StartError::Descriptors)?;
-            match Service::of(&listener) {
-                Some(service) => mailbox.post(Mail::Listen(descriptor, service)),
-                None => tracing::warn!(?listener, "not served"),
-            }
+            mailbox.post(Mail::Listen(descriptor, Service::of(&listener)));
         }
         if generation > 0 {
             let until = Instant::now() + SWEEP_TIME;

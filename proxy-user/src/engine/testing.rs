@@ -53,10 +53,22 @@ impl Client {
     /// Reads as many bytes as are expected, and compares.
     pub(crate) fn hear(&mut self, expected: &[u8]) {
         let mut got = vec![0; expected.len()];
-        let result = self.0.read_exact(&mut got);
-        let (got, expected) = (String::from_utf8_lossy(&got), String::from_utf8_lossy(expected));
-        result.unwrap_or_else(|error| panic!("{error}: got {got:?}, expected {expected:?}"));
-        assert_eq!(got, expected);
+        let mut count = 0;
+        while count < got.len() {
+            match self.0.read(&mut got[count..]) {
+                Ok(0) => panic!("closed after {count} of {} bytes", expected.len()),
+                Ok(more) => count += more,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => panic!("{error} after {count} of {} bytes", expected.len()),
+            }
+        }
+        if let Some(at) = (0..count).find(|at| got[*at] != expected[*at]) {
+            let show = |bytes: &[u8]| {
+                String::from_utf8_lossy(&bytes[at.saturating_sub(40)..count.min(at + 40)])
+                    .into_owned()
+            };
+            panic!("at {at}: {:?}, expected {:?}", show(&got), show(expected));
+        }
     }
 
     pub(crate) fn ask(&mut self, text: &str, expected: &str) {
@@ -118,6 +130,18 @@ impl Rig {
         store: OwnedFd,
         change: impl FnOnce(&mut Snapshot),
     ) -> Self {
+        Self::start_with(mode, workers, generation, store, Vec::new(), change)
+    }
+
+    /// With listeners of other services, described by what `change` adds.
+    pub(crate) fn start_with(
+        mode: Io,
+        workers: u16,
+        generation: u32,
+        store: OwnedFd,
+        others: Vec<OwnedFd>,
+        change: impl FnOnce(&mut Snapshot),
+    ) -> Self {
         let (page, _) = SharedPage::create(workers).unwrap();
         let mut snapshot = snapshot(workers);
         snapshot.io = mode;
@@ -138,6 +162,7 @@ impl Rig {
             snapshot.listeners.push(message::Listener { worker, service, address: cache });
         }
         change(&mut snapshot);
+        listeners.extend(others);
         let (tell, events) = mpsc::channel();
         let tell = parking_lot::Mutex::new(tell);
         let tell = Events::new(move |event| drop(tell.lock().send(event)));

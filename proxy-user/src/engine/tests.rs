@@ -6,8 +6,9 @@ use std::time::{Duration, Instant};
 
 use super::driver::tests::modes;
 use super::testing::{Client, Rig, store};
-use crate::control::message::{SyncEvent, ToGuardian};
+use crate::control::message::{SyncCommand, SyncEvent, Target, ToGuardian};
 use crate::control::role::State;
+use crate::node::Epoch;
 
 #[test]
 fn a_memcached_client_is_served_by_every_worker_from_one_store() {
@@ -76,6 +77,8 @@ fn held_answers_never_leave_after_the_role_and_lateness_is_reported() {
         let rig = Rig::solo(mode, 1);
         let mut idle = Client::connect(rig.cache);
         idle.ask("set k 0 0 1\r\nx\r\n", "STORED\r\n");
+        let target = Target::Here(Epoch::new(2).unwrap());
+        rig.shared().streams.order(SyncCommand::Target(target), rig.shared());
         rig.reign(State::Master, 2); // no peer acks anything
         let mut client = Client::connect(rig.cache);
         client.say(b"set k 0 0 1\r\ny\r\n");

@@ -5,7 +5,7 @@
 //! of the role. Sessions that wait stand in the worker's waiting list.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use cache::replication::{AckMode, GateRole, GateState};
@@ -15,15 +15,15 @@ use nix::sys::resource::{UsageWho, getrusage};
 use nix::time::{ClockId, clock_gettime};
 use parking_lot::Mutex;
 
+use super::away::Away;
 use super::{Close, Ctx, Kind, OUTBOX_HIGH, Protocol};
 use crate::config;
 use crate::control::counters::Counter;
-use crate::control::message::{SyncEvent, ToGuardian};
 use crate::control::role::{Role, State};
 use crate::control::shared::{Liveness, Seat, SharedPage, monotonic_ns};
 use crate::engine::driver::Key;
+use crate::engine::link::forward::News;
 use crate::engine::worker::{Core, Shared};
-use crate::node::Epoch;
 
 /// While answers wait, the gate is looked at this often even if nobody calls: for the lease.
 const LOOK_AGAIN: Duration = Duration::from_millis(2);
@@ -43,6 +43,8 @@ pub struct CacheService {
     reset_at: Mutex<Totals>,
     /// Grows with every acknowledgement that arrived.
     news: AtomicU64,
+    /// Workers with sessions that wait for one.
+    waiting: Vec<AtomicBool>,
     ack_mode: AckMode,
     ack_timeout: Duration,
     port: u16,
@@ -59,6 +61,7 @@ impl CacheService {
             counters: (0..workers).map(|_| Counters::default()).collect(),
             reset_at: Mutex::default(),
             news: AtomicU64::new(0),
+            waiting: (0..workers).map(|_| AtomicBool::new(false)).collect(),
             ack_mode: match config.ack {
                 config::Ack::Replicated => AckMode::Replicated,
                 config::Ack::Local => AckMode::Local,
@@ -69,9 +72,14 @@ impl CacheService {
         }
     }
 
-    /// Acknowledgements have come: waiting sessions are to be looked at.
-    pub fn acknowledged(&self) {
+    /// Acknowledgements have come to this worker: sessions that wait on others are to look.
+    pub(crate) fn acknowledged(&self, worker: usize, shared: &Shared) {
         self.news.fetch_add(1, Ordering::Release);
+        for (other, waiting) in self.waiting.iter().enumerate() {
+            if other != worker && waiting.load(Ordering::Acquire) {
+                shared.mailboxes[other].wake();
+            }
+        }
     }
 
     fn totals(&self) -> Totals {
@@ -157,11 +165,14 @@ impl Server for Shared {
 pub(crate) struct Local {
     /// Sessions with answers that wait for the gate.
     waiting: Vec<Key>,
+    /// Clients whose commands wait for a way to the master.
+    parked: Vec<Key>,
     role: Option<Role>,
     news: u64,
+    ways: u64,
     looked: Option<Instant>,
-    /// The epoch whose lateness has been reported.
-    late: Option<u16>,
+    /// Since when an answer to a forwarded command waits here.
+    held_elsewhere: Option<Instant>,
     now: Option<Now>,
     maintained: Option<Instant>,
 }
@@ -169,23 +180,29 @@ pub(crate) struct Local {
 impl Local {
     pub(crate) fn next_turn(&self, now: Instant) -> Option<Instant> {
         let maintain = self.maintained.map(|at| at + MAINTAIN_EVERY);
-        let look = (!self.waiting.is_empty()).then(|| now + LOOK_AGAIN);
+        let waits = !self.waiting.is_empty() || self.held_elsewhere.is_some();
+        let look = waits.then(|| now + LOOK_AGAIN);
         [maintain, look].into_iter().flatten().min()
+    }
+
+    /// Has a client called when there is a new way to the master.
+    pub(super) fn park(&mut self, key: Key) {
+        self.parked.push(key);
+    }
+
+    /// It is gone, or found another way.
+    pub(super) fn unpark(&mut self, key: Key) {
+        self.parked.retain(|other| *other != key);
+    }
+
+    /// An answer to the peer's client waits on this worker.
+    pub(crate) fn held_elsewhere(&mut self, since: Instant) {
+        self.held_elsewhere = Some(self.held_elsewhere.map_or(since, |other| other.min(since)));
     }
 }
 
-/// One client.
-#[derive(Debug)]
-pub struct Memcached {
-    shared: Arc<Shared>,
-    session: Session,
-    waiting: bool,
-    paused: bool,
-    eof: bool,
-}
-
 /// Everything around a session for one call.
-fn context<'a>(shared: &'a Shared, worker: usize, now: Now) -> Option<Context<'a>> {
+pub(crate) fn context<'a>(shared: &'a Shared, worker: usize, now: Now) -> Option<Context<'a>> {
     let service = shared.cache.as_ref()?;
     Some(Context {
         cache: &service.cache,
@@ -197,75 +214,176 @@ fn context<'a>(shared: &'a Shared, worker: usize, now: Now) -> Option<Context<'a
     })
 }
 
+/// Where a client's commands are executed.
+#[derive(Debug)]
+enum Mode {
+    /// By this node.
+    Here(Session),
+    /// By the master, over a link.
+    Away(Away),
+}
+
+/// One client.
+#[derive(Debug)]
+pub struct Memcached {
+    shared: Arc<Shared>,
+    mode: Mode,
+    waiting: bool,
+    paused: bool,
+    eof: bool,
+}
+
 impl Memcached {
-    /// A new client's session.
+    /// A new client.
     pub(crate) fn kind(core: &Core) -> Kind {
         Kind::Memcached(Box::new(Self {
             shared: Arc::clone(&core.shared),
-            session: Session::new(),
+            mode: Mode::Here(Session::new()),
             waiting: false,
             paused: false,
             eof: false,
         }))
     }
 
+    /// Takes input, and goes over to where it is to be executed if that has changed. A client that
+    /// waits for nothing does not notice; any other is closed, for its commands must not run twice.
+    fn feed(&mut self, bytes: &[u8], ctx: &mut Ctx<'_>) {
+        let serves = self.shared.page.role().state.is_master();
+        match &mut self.mode {
+            Mode::Here(session) if serves || !session.is_at_rest() => {
+                let now = ctx.core.cache_now();
+                if let Some(context) = context(&self.shared, ctx.core.index, now) {
+                    session.feed(&context, bytes);
+                }
+                self.transmit(ctx);
+            }
+            Mode::Here(_) => {
+                let mut away = Away::new(ctx);
+                away.feed(bytes, ctx);
+                self.mode = Mode::Away(away);
+            }
+            Mode::Away(away) if serves => {
+                if !away.is_at_rest() {
+                    ctx.close(Close::Flush);
+                    return;
+                }
+                let parked = away.leave(ctx);
+                self.mode = Mode::Here(Session::new());
+                if !parked.is_empty() {
+                    self.feed(&parked, ctx);
+                }
+                if !bytes.is_empty() {
+                    self.feed(bytes, ctx);
+                }
+            }
+            Mode::Away(away) => away.feed(bytes, ctx),
+        }
+    }
+
     /// Sends what may leave, runs what that made room for, and notes what waits.
     fn transmit(&mut self, ctx: &mut Ctx<'_>) {
         let now = ctx.core.cache_now();
+        let Mode::Here(session) = &mut self.mode else { return };
         let state = loop {
             let Some(context) = context(&self.shared, ctx.core.index, now) else {
                 ctx.close(Close::Now);
                 return;
             };
-            if context.gate.serves() && !context.gate.lease_valid {
-                break Transmit::Held;
-            }
-            let state = self.session.poll_transmit(&context, ctx.out());
-            if state != Transmit::Idle || !self.session.wants_run() || ctx.unsent() > OUTBOX_HIGH {
+            let state = session.poll_transmit(&context, ctx.out());
+            if state != Transmit::Idle || !session.wants_run() || ctx.unsent() > OUTBOX_HIGH {
                 break state;
             }
-            self.session.run(&context);
+            session.run(&context);
         };
         if let Transmit::Close(reason) = state {
             tracing::debug!(%reason, "memcached client closed");
             ctx.close(Close::Flush);
             return;
         }
-        if self.eof && self.session.unsent() == 0 && !self.session.wants_run() {
+        if self.eof && session.unsent() == 0 && !session.wants_run() {
             ctx.close(Close::Flush);
             return;
         }
-        if state == Transmit::Held && self.session.unsent() > 0 && !self.waiting {
+        if state == Transmit::Held && !self.waiting {
             self.waiting = true;
             ctx.core.locals.memcached.waiting.push(ctx.key);
         }
-        let pause = !self.session.wants_read();
+        let pause = !session.wants_read();
         if pause != self.paused {
             self.paused = pause;
             if pause { ctx.pause() } else { ctx.resume() }
+        }
+    }
+
+    /// The gate may have moved, or the role: what waits, and since when.
+    fn look(&mut self, ctx: &mut Ctx<'_>) -> Option<Instant> {
+        self.waiting = false;
+        let serves = self.shared.page.role().state.is_master();
+        match &self.mode {
+            Mode::Here(session) if !serves && session.is_at_rest() => return None,
+            Mode::Here(session) if !serves && session.unsent() == 0 => {
+                // Half a command, whose other half would come to another session.
+                ctx.close(Close::Flush);
+                return None;
+            }
+            Mode::Here(_) => self.transmit(ctx),
+            Mode::Away(_) if serves => self.feed(&[], ctx),
+            Mode::Away(_) => {}
+        }
+        match &self.mode {
+            Mode::Here(session) => session.oldest_held_since(),
+            Mode::Away(_) => None,
+        }
+    }
+
+    /// Something came of what was forwarded.
+    pub(crate) fn on_news(&mut self, client: u64, news: News, ctx: &mut Ctx<'_>) {
+        let eof = self.eof;
+        if let Mode::Away(away) = &mut self.mode
+            && away.is(client)
+        {
+            away.on_news(news, ctx);
+            if eof && away.is_idle() {
+                ctx.close(Close::Flush);
+            }
         }
     }
 }
 
 impl Protocol for Memcached {
     fn on_data(&mut self, bytes: &[u8], ctx: &mut Ctx<'_>) {
-        let now = ctx.core.cache_now();
-        if let Some(context) = context(&self.shared, ctx.core.index, now) {
-            self.session.feed(&context, bytes);
-        }
-        self.transmit(ctx);
+        self.feed(bytes, ctx);
     }
 
     fn on_sent(&mut self, ctx: &mut Ctx<'_>) {
-        if self.session.wants_run() || self.paused {
+        if let Mode::Here(session) = &self.mode
+            && (session.wants_run() || self.paused)
+        {
             self.transmit(ctx);
         }
     }
 
-    /// A peer that has sent its end still wants its answers, the held ones too.
+    /// A peer that has sent its end still wants its answers, those that wait too.
     fn on_eof(&mut self, ctx: &mut Ctx<'_>) {
         self.eof = true;
-        self.transmit(ctx);
+        match &self.mode {
+            Mode::Here(_) => self.transmit(ctx),
+            Mode::Away(away) if away.is_idle() => ctx.close(Close::Flush),
+            Mode::Away(_) => {}
+        }
+    }
+
+    /// There may be a way for what is parked.
+    fn on_poke(&mut self, ctx: &mut Ctx<'_>) {
+        if matches!(self.mode, Mode::Away(_)) {
+            self.feed(&[], ctx);
+        }
+    }
+
+    fn on_close(&mut self, _reason: &super::Closed, ctx: &mut Ctx<'_>) {
+        if let Mode::Away(away) = &mut self.mode {
+            away.leave(ctx);
+        }
     }
 }
 
@@ -273,31 +391,32 @@ impl Protocol for Memcached {
 pub(crate) fn on_turn(core: &mut Core) {
     let shared = Arc::clone(&core.shared);
     let Some(service) = &shared.cache else { return };
-    core.locals.memcached.now = None;
-    let role = shared.page.role();
-    let news = service.news.load(Ordering::Acquire);
-    let keys = look_at(core, service, role, news);
-    let mut oldest: Option<Instant> = None;
-    for key in keys {
-        let since = core.with(key, |kind, ctx| {
-            let Kind::Memcached(client) = kind else { return None };
-            client.waiting = false;
-            client.transmit(ctx);
-            client.session.oldest_held_since()
+    let mut oldest = core.locals.memcached.held_elsewhere.take();
+    for key in look_at(core, service, shared.page.role()) {
+        let since = core.with(key, |kind, ctx| match kind {
+            Kind::Memcached(client) => client.look(ctx),
+            _ => None,
         });
-        let since = since.flatten();
-        oldest = [oldest, since].into_iter().flatten().min();
+        oldest = [oldest, since.flatten()].into_iter().flatten().min();
     }
-    report_late(core, service, role, oldest);
+    let waits = !core.locals.memcached.waiting.is_empty();
+    service.waiting[core.index].store(waits, Ordering::Release);
+    let ways = shared.streams.ways();
+    if std::mem::replace(&mut core.locals.memcached.ways, ways) != ways {
+        for key in std::mem::take(&mut core.locals.memcached.parked) {
+            core.poke(key);
+        }
+    }
+    report_late(core, service, oldest);
     maintain(core, service);
 }
 
 /// The sessions whose gate may have moved since the last turn.
-fn look_at(core: &mut Core, service: &CacheService, role: Role, news: u64) -> Vec<Key> {
+fn look_at(core: &mut Core, service: &CacheService, role: Role) -> Vec<Key> {
     let now = core.now;
+    let news = service.news.load(Ordering::Acquire);
     let local = &mut core.locals.memcached;
     if local.role.replace(role) != Some(role) {
-        local.late = None;
         local.waiting.clear();
         if role.state == State::MasterSolo && !service.cache.solo() {
             service.cache.set_solo(true);
@@ -313,15 +432,12 @@ fn look_at(core: &mut Core, service: &CacheService, role: Role, news: u64) -> Ve
     std::mem::take(&mut local.waiting)
 }
 
-fn report_late(core: &mut Core, service: &CacheService, role: Role, oldest: Option<Instant>) {
+fn report_late(core: &Core, service: &CacheService, oldest: Option<Instant>) {
     core.page.set(Counter::AnswersHeld, core.locals.memcached.waiting.len() as u64);
     let late = oldest.is_some_and(|since| core.now.duration_since(since) > service.ack_timeout);
-    if !late || role.state != State::Master || core.locals.memcached.late == Some(role.epoch) {
-        return;
-    }
-    core.locals.memcached.late = Some(role.epoch);
-    if let Some(epoch) = Epoch::new(role.epoch) {
-        core.shared.events.tell(ToGuardian::Sync(SyncEvent::AckLate { epoch }));
+    let role = core.shared.page.role();
+    if late && role.state == State::Master {
+        core.shared.streams.late(&core.shared, service, role.epoch);
     }
 }
 
@@ -356,7 +472,7 @@ fn report(core: &Core, service: &CacheService) {
 
 impl Core {
     /// The cache's clocks, read once a turn.
-    fn cache_now(&mut self) -> Now {
+    pub(crate) fn cache_now(&mut self) -> Now {
         if let Some(now) = self.locals.memcached.now
             && now.instant == self.now
         {

@@ -21,8 +21,10 @@ use crate::control::counters::Counter;
 use crate::control::message::{self, Snapshot};
 use crate::control::role::Role;
 use crate::engine::driver::Key;
+use crate::engine::link::{self, incoming::Incoming, outgoing::Outgoing};
 use crate::engine::worker::{Core, Shared};
 
+mod away;
 pub mod http;
 mod http_log;
 pub mod layer;
@@ -115,6 +117,10 @@ pub enum Kind {
     Http(Box<http::Http>),
     /// A connection to an HTTP server.
     Upstream(Box<upstream_pool::Upstream>),
+    /// The master's end of a link between the engines.
+    Outgoing(Box<Outgoing>),
+    /// The replica's end.
+    Incoming(Box<Incoming>),
     /// Anything else; tests.
     Other(Box<dyn Protocol>),
 }
@@ -125,6 +131,8 @@ impl Kind {
             Self::Memcached(protocol) => protocol.as_mut(),
             Self::Http(protocol) => protocol.as_mut(),
             Self::Upstream(protocol) => protocol.as_mut(),
+            Self::Outgoing(protocol) => protocol.as_mut(),
+            Self::Incoming(protocol) => protocol.as_mut(),
             Self::Other(protocol) => protocol.as_mut(),
         }
     }
@@ -136,18 +144,20 @@ pub struct Locals {
     pub(crate) memcached: memcached::Local,
     /// Idle connections to HTTP servers.
     pub(crate) idle: upstream_pool::Idle,
+    pub(crate) link: link::Local,
 }
 
 impl Locals {
     /// When a service wants the next turn at the latest.
     pub(crate) fn next_turn(&self, now: Instant) -> Option<Instant> {
-        self.memcached.next_turn(now)
+        [self.memcached.next_turn(now), self.link.next_turn()].into_iter().flatten().min()
     }
 }
 
 /// What services do once a turn, after all input and before anything is sent.
 pub(crate) fn on_turn(core: &mut Core) {
     memcached::on_turn(core);
+    link::on_turn(core);
 }
 
 /// What a listener makes of its connections.
@@ -162,6 +172,8 @@ pub enum Service {
         /// Port it listens on.
         port: u16,
     },
+    /// Streams of the peer's engine.
+    Link,
     /// Anything else; tests.
     Other(std::sync::Arc<dyn Fn() -> Box<dyn Protocol> + Send + Sync>),
 }
@@ -171,30 +183,30 @@ impl fmt::Debug for Service {
         f.write_str(match self {
             Self::Cache => "cache",
             Self::Http { .. } => "http",
+            Self::Link => "link",
             Self::Other(_) => "other",
         })
     }
 }
 
 impl Service {
-    /// What the guardian's word for a listener means; `None`: nothing that is served here.
+    /// What the guardian's word for a listener means.
     #[must_use]
-    pub const fn of(listener: &message::Listener) -> Option<Self> {
+    pub const fn of(listener: &message::Listener) -> Self {
         match listener.service {
-            message::Service::Cache => Some(Self::Cache),
-            message::Service::Http(index) => {
-                Some(Self::Http { index, port: listener.address.port() })
-            }
-            message::Service::Link => None,
+            message::Service::Cache => Self::Cache,
+            message::Service::Http(index) => Self::Http { index, port: listener.address.port() },
+            message::Service::Link => Self::Link,
         }
     }
 
-    /// A new connection's protocol and layer.
-    pub(crate) fn make(&self, core: &mut Core) -> (Kind, Option<Box<dyn Layer>>) {
+    /// A new connection's protocol and layer; `None`: it cannot be served.
+    pub(crate) fn make(&self, core: &mut Core) -> Option<(Kind, Option<Box<dyn Layer>>)> {
         match self {
-            Self::Cache => (memcached::Memcached::kind(core), None),
-            Self::Http { index, port } => (http::Http::kind(*index, *port, core), None),
-            Self::Other(make) => (Kind::Other(make()), None),
+            Self::Cache => Some((memcached::Memcached::kind(core), None)),
+            Self::Http { index, port } => Some((http::Http::kind(*index, *port, core), None)),
+            Self::Link => Incoming::make(core),
+            Self::Other(make) => Some((Kind::Other(make()), None)),
         }
     }
 }

@@ -58,6 +58,8 @@ pub(crate) struct Slot {
     pub(super) kept: Vec<u8>,
     pub(super) eof: bool,
     pub(super) eof_told: bool,
+    /// Its input is never held for the sake of its output: see [`Core::eager`].
+    pub(super) eager: bool,
     pub(super) dirty: bool,
     pub(super) ending: bool,
     pub(super) client: bool,
@@ -81,6 +83,7 @@ impl Slot {
             kept: Vec::new(),
             eof: false,
             eof_told: false,
+            eager: false,
             dirty: false,
             ending: false,
             client: false,
@@ -250,6 +253,19 @@ impl Core {
         }
     }
 
+    /// Input goes on whatever waits to be sent: for a protocol that bounds its output itself, and
+    /// whose peer may be doing the same.
+    pub(crate) fn eager(&mut self, key: Key) {
+        if let Some(slot) = self.slot_mut(key) {
+            slot.eager = true;
+        }
+    }
+
+    /// Has those that ended told so, outside of a dispatch.
+    pub(crate) fn settle_ends(&mut self) {
+        self.bury();
+    }
+
     pub(crate) fn peer(&self, key: Key) -> Option<SocketAddr> {
         let descriptor = self.driver.descriptor(key)?;
         SockRef::from(&descriptor).peer_addr().ok()?.as_socket()
@@ -307,6 +323,7 @@ impl Core {
             self.admit(false);
             return;
         }
+        let Some((kind, layer)) = service.make(self) else { return };
         let key = match self.driver.adopt(descriptor) {
             Ok(key) => key,
             Err(error) => {
@@ -316,7 +333,6 @@ impl Core {
         };
         self.page.add(Counter::Accepted, 1);
         self.shared.connections.fetch_add(1, Ordering::Relaxed);
-        let (kind, layer) = service.make(self);
         let mut slot = Slot::new(key, Stage::Open);
         slot.client = true;
         slot.layer = layer;

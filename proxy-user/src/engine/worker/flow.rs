@@ -145,7 +145,7 @@ impl Core {
             }
             _ => {}
         }
-        if unsent > OUTBOX_HIGH && !slot.hold.by_outbox {
+        if unsent > OUTBOX_HIGH && !slot.hold.by_outbox && !slot.eager {
             slot.hold.by_outbox = true;
         } else if unsent <= OUTBOX_LOW && slot.hold.by_outbox {
             slot.hold.by_outbox = false;
