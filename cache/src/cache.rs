@@ -159,7 +159,8 @@ impl Cache {
         Ok(())
     }
 
-    /// Reclaims expired items, looking at about `budget` item slots, a few thousand under one lock.
+    /// Reclaims expired items, looking at about `budget` item slots, a few thousand under one lock,
+    /// and lets the shards know how old each one's oldest page is; pages move when one is needed.
     /// To be called about once a second, or more often with a smaller budget. Returns the slots
     /// looked at: less than `budget` = nothing is left that has expired.
     pub fn maintain(&self, now: StoreTime, budget: usize) -> usize {

@@ -373,7 +373,7 @@ impl Shard {
         let Some(part) = self.parts.get_mut(target.part) else { return };
         if let (Some(old), Some(before)) = (old, before) {
             part.index.replace(&mut self.slabs, old, head);
-            part.state.bytes -= before.size();
+            part.state.bytes = part.state.bytes.saturating_sub(before.size());
             self.step();
             self.free_chunks(old.location);
         } else {

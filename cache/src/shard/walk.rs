@@ -99,7 +99,7 @@ impl Shard {
         part.state.unswept += 1;
         self.step();
         let Some(part) = self.parts.get_mut(number) else { return };
-        part.state.mark = (part.state.mark + 1) % MARKS;
+        part.state.mark = part.state.mark.wrapping_add(1) % MARKS;
     }
 
     fn remark(&mut self, number: usize, bucket: u32, mark: u8) {

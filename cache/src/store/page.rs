@@ -163,13 +163,12 @@ impl Page {
     /// Gives a slot back; says how many are still in use.
     pub(crate) fn give(&mut self, slot: u32, line: bool, order: impl Fn()) -> u32 {
         if !line && let Some(item) = self.item_mut(slot) {
-            if item.state() == PENDING {
-                self.pending -= 1;
-            }
-            if let Some(item) = self.item_mut(slot) {
-                item.state = FREE;
-            }
+            let was_pending = item.state() == PENDING;
+            item.state = FREE;
             order();
+            if was_pending {
+                self.pending = self.pending.saturating_sub(1);
+            }
         }
         self.link_free(slot);
         self.header.used = self.header.used.saturating_sub(1);
