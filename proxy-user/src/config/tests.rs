@@ -119,7 +119,7 @@ fn refusals_of_pairs_and_vips() {
         (PAIR.replace(":7700", ":65535"), 5, "too high", "next port"),
         (PAIR.replace("192.0.2.2", "0.0.0.0"), 5, "one host", "other node"),
         (node("heartbeat = \"2s\""), 8, "out of range", "between 1ms and 1s"),
-        (node("dead_after = 1"), 8, "out of range", "between 2 and 100"),
+        (node("dead_after = 2"), 8, "out of range", "between 3 and 100"),
         (node("unsynced_takeover = \"maybe\""), 8, "is not a time", "\"3s\""),
         (vip(""), 10, "vrid is missing", "unique"),
         (vip("vrid = 300"), 13, "out of range", "between 1 and 255"),

@@ -9,3 +9,35 @@ pub mod counters;
 pub mod message;
 pub mod role;
 pub mod shared;
+
+use std::io;
+
+use crate::config::Log;
+
+/// Environment variable by which a child knows its guardian's process id.
+pub const PARENT_VARIABLE: &str = "TANDEM_PARENT";
+
+/// Environment variable by which a child knows the configured log level.
+pub const LEVEL_VARIABLE: &str = "TANDEM_LEVEL";
+
+/// How a child of the guardian logs.
+#[must_use]
+pub fn child_log() -> Log {
+    let level = std::env::var(LEVEL_VARIABLE).unwrap_or_else(|_unset| Log::default().level);
+    Log { level, ..Log::default() }
+}
+
+/// For a child of the guardian, first thing: die when the guardian's main thread dies, also if that
+/// has happened already. A process started by hand is left alone.
+///
+/// # Errors
+/// The guardian is gone, or the kernel refuses.
+pub fn die_with_parent() -> io::Result<()> {
+    let Some(parent) = std::env::var_os(PARENT_VARIABLE) else { return Ok(()) };
+    nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL)?;
+    if parent.to_str() == Some(nix::unistd::getppid().to_string().as_str()) {
+        Ok(())
+    } else {
+        Err(io::Error::new(io::ErrorKind::NotConnected, "the guardian is gone"))
+    }
+}

@@ -2,62 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-/// State of a node (docs/ARCHITECTURE.md section 4).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-#[repr(u8)]
-pub enum State {
-    /// Just started; who is master is not known yet.
-    Boot = 0,
-    /// A master is heard; the stream is being opened.
-    Join = 1,
-    /// Full sync is running.
-    Catchup = 2,
-    /// Backup that holds everything the master acknowledged.
-    Synced = 3,
-    /// Owns the address; the peer is synced and every answer waits for it.
-    Master = 4,
-    /// Owns the address alone; answers wait for nobody.
-    MasterSolo = 5,
-    /// Planned switch is running.
-    Handover = 6,
-    /// May be the isolated side, or lost an election: answers nothing.
-    Fenced = 7,
-}
-
-impl State {
-    /// Every state, in the order of their codes.
-    pub const ALL: [Self; 8] = [
-        Self::Boot,
-        Self::Join,
-        Self::Catchup,
-        Self::Synced,
-        Self::Master,
-        Self::MasterSolo,
-        Self::Handover,
-        Self::Fenced,
-    ];
-
-    /// The name used in logs, metrics and documents.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Boot => "BOOT",
-            Self::Join => "JOIN",
-            Self::Catchup => "CATCHUP",
-            Self::Synced => "SYNCED",
-            Self::Master => "MASTER",
-            Self::MasterSolo => "MASTER_SOLO",
-            Self::Handover => "HANDOVER",
-            Self::Fenced => "FENCED",
-        }
-    }
-
-    /// Whether this state owns the address and executes memcached commands itself.
-    #[must_use]
-    pub fn is_master(self) -> bool {
-        matches!(self, Self::Master | Self::MasterSolo)
-    }
-}
+pub use crate::node::State;
 
 /// State and epoch, with a serial that grows with every change (so that a change there and back
 /// between two looks is seen too).

@@ -1,5 +1,34 @@
-//! The guardian process: role shell, peer links, steering, engine supervision, admin.
+//! The guardian process: it owns what must outlive an engine (listening sockets, the store's memory),
+//! the role, the address, the link to the other guardian; it starts engines and watches them.
+//!
+//! ```text
+//! main thread: tokio, one thread ── signals, engine as a child, health checks, admin server
+//!    │ orders ▼        ▲ news
+//! role thread: poll loop ── node, peer link, adverts, addresses, engine's messages
+//!    ▲ gone
+//! watch thread: futex_waitv on every engine thread's seat        disk thread: the state file
+//! ```
+//! Order of start: configuration, lock, host, ports, memory, role thread, engine. Whatever is wrong
+//! is found before the engine starts, and leaves nothing behind. Order of stop: the role is given
+//! away, the engine closes its sockets, then addresses, settings and programs go.
+
 pub mod admin;
+mod demo;
+mod engine;
+mod epoch;
+mod fault;
 pub mod health;
+mod host;
+mod mailbox;
+mod peer;
+mod role;
+mod run;
+mod start;
 pub mod status;
 pub mod steering;
+mod tools;
+mod watch;
+
+pub use fault::Fault;
+pub use run::run;
+pub use tools::{check, keygen, show_status};

@@ -105,8 +105,9 @@ impl Checker<'_> {
             None => peers.as_ref().map(|peers| default_listen(peers)),
         };
         let heartbeat = self.time(&node.heartbeat, "[node] heartbeat", 10 * MS, MS..=SECOND);
-        let dead_after = self.number(&node.dead_after, "[node] dead_after", 4, 2..=100);
-        let boot = self.time(&node.boot_wait, "[node] boot_wait", SECOND, 50 * MS..=60 * SECOND);
+        let dead_after = self.number(&node.dead_after, "[node] dead_after", 4, 3..=100);
+        let boot =
+            self.time(&node.boot_wait, "[node] boot_wait", 3 * SECOND, 50 * MS..=60 * SECOND);
         let unsynced_takeover = self.unsynced(&node.unsynced_takeover);
         Some(Pair {
             side: side?,

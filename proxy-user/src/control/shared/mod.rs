@@ -19,7 +19,7 @@ use super::role::{Role, State};
 use crate::http::Reason;
 
 pub(in crate::control) use raw::adopt;
-pub use raw::{Held, mark_on_fatal_signals};
+pub use raw::{Held, mark_on_fatal_signals, run_realtime};
 
 /// Most workers that fit.
 pub const WORKERS_MAX: usize = 64;

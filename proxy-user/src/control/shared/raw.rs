@@ -302,3 +302,15 @@ pub(in crate::control) fn adopt(descriptors: Vec<RawFd>) -> Vec<OwnedFd> {
     };
     descriptors.into_iter().map(own).collect()
 }
+
+/// SCHED_FIFO for the calling thread; what it spawns is scheduled as usual (reset on fork).
+///
+/// # Errors
+/// EPERM without CAP_SYS_NICE.
+pub fn run_realtime(priority: i32) -> io::Result<()> {
+    let policy = libc::SCHED_FIFO | libc::SCHED_RESET_ON_FORK;
+    let parameter = libc::sched_param { sched_priority: priority };
+    // SAFETY: `parameter` lives during the call, which only reads it; 0 is the calling thread.
+    let done = unsafe { libc::sched_setscheduler(0, policy, &raw const parameter) };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}

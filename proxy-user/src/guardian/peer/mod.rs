@@ -1,0 +1,393 @@
+//! The other guardian: beats as sealed datagrams on every path, and one control connection a path.
+//!
+//! Side a dials each of the peer's addresses, side b listens: so there is at most one connection a
+//! path and no rule is needed for two. The eldest that is open is *the* control connection of
+//! [`crate::node`]; when it ends, the next takes its place. A stranger (wrong key, wrong cluster,
+//! same side) is refused, counted, and named in the log once in ten seconds.
+//!
+//! Driven by the role thread: poll [`PeerLink::interests`], then [`PeerLink::turn`].
+
+mod connection;
+mod session;
+#[cfg(test)]
+mod tests;
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::{Duration, Instant};
+
+use nix::poll::PollFlags;
+
+use super::start::PeerSockets;
+use crate::config::Side;
+use crate::control::message::Secret;
+use crate::node::{ControlEvent, PeerMessage};
+
+use connection::{Connection, End};
+use session::{Refused, Session};
+
+pub(super) use session::Introduction;
+
+/// Between two dials of a path that nobody answers.
+const REDIAL: Duration = Duration::from_millis(100);
+/// After a refusal: strangers do not change soon.
+const REDIAL_REFUSED: Duration = Duration::from_secs(1);
+/// Accepted connections at one time, handshakes included.
+const CONNECTIONS_MAX: usize = 32;
+/// Sessions kept without their connection.
+const KEPT_MAX: usize = 8;
+/// Datagrams taken from one socket in one turn.
+const DATAGRAMS_MAX: usize = 256;
+/// Between two log lines on the same refusal.
+const LOG_EVERY: Duration = Duration::from_secs(10);
+
+/// What arrived, in order.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Input {
+    /// For [`crate::node::Node::handle_message`].
+    Message(PeerMessage),
+    /// For [`crate::node::Node::handle_control`].
+    Control(ControlEvent),
+    /// A datagram came by this path: for the status page.
+    Heard(usize),
+}
+
+/// Numbers for status and metrics.
+#[derive(Debug, Clone, Default)]
+pub(super) struct PeerStats {
+    /// Handshakes refused, by us or by the other.
+    pub(super) refused: u64,
+    /// Datagrams that no session opened: strangers, replays, leftovers of a former session.
+    pub(super) datagrams_refused: u64,
+    /// Datagrams opened.
+    pub(super) beats_received: u64,
+    /// Datagrams sent.
+    pub(super) beats_sent: u64,
+    /// The peer's name, once known.
+    pub(super) name: Option<String>,
+    /// Control connections now open.
+    pub(super) connections: usize,
+    /// Its version, once known.
+    pub(super) version: Option<String>,
+    /// Why the last handshake was refused.
+    pub(super) refused_reason: Option<String>,
+}
+
+#[derive(Debug)]
+struct Link {
+    /// Order of opening; 0 while the handshake runs.
+    serial: u64,
+    /// Which of our dials it is.
+    path: Option<usize>,
+    connection: Connection,
+    session: Option<Session>,
+}
+
+/// A session whose connection is over: its peer may live.
+#[derive(Debug)]
+struct Kept {
+    boot: u64,
+    serial: u64,
+    session: Session,
+}
+
+/// The link to the other guardian.
+#[derive(Debug)]
+pub(super) struct PeerLink {
+    us: Introduction,
+    key: Secret<32>,
+    paths: Vec<SocketAddr>,
+    dial_at: Vec<Option<Instant>>,
+    sockets: PeerSockets,
+    links: Vec<Link>,
+    kept: Vec<Kept>,
+    opened: u64,
+    /// Serial of the control connection.
+    current: Option<u64>,
+    stats: PeerStats,
+    said: Option<(Refused, Instant)>,
+}
+
+impl PeerLink {
+    /// Dials nothing before the first [`Self::turn`].
+    pub(super) fn new(
+        now: Instant,
+        us: Introduction,
+        key: Secret<32>,
+        paths: Vec<SocketAddr>,
+        sockets: PeerSockets,
+    ) -> Self {
+        let dials = us.side == Side::A;
+        Self {
+            us,
+            key,
+            dial_at: paths.iter().map(|_| dials.then_some(now)).collect(),
+            stats: PeerStats::default(),
+            paths,
+            sockets,
+            links: Vec::new(),
+            kept: Vec::new(),
+            opened: 0,
+            current: None,
+            said: None,
+        }
+    }
+
+    /// Numbers.
+    pub(super) fn stats(&self) -> PeerStats {
+        let connections = self.links.iter().filter(|link| link.connection.is_open()).count();
+        PeerStats { connections, ..self.stats.clone() }
+    }
+
+    /// Everything to poll.
+    pub(super) fn interests(&self) -> impl Iterator<Item = (BorrowedFd<'_>, PollFlags)> {
+        let listeners = self.sockets.tcp.iter().map(|socket| (socket.as_fd(), PollFlags::POLLIN));
+        let datagrams = self.sockets.udp.iter().map(|socket| (socket.as_fd(), PollFlags::POLLIN));
+        let links =
+            self.links.iter().map(|link| (link.connection.as_fd(), link.connection.interest()));
+        listeners.chain(datagrams).chain(links)
+    }
+
+    /// When [`Self::turn`] is due without any news.
+    pub(super) fn poll_timeout(&self) -> Option<Instant> {
+        let handshakes = self.links.iter().filter_map(|link| link.connection.deadline());
+        self.dial_at.iter().copied().flatten().chain(handshakes).min()
+    }
+
+    /// Takes everything that has arrived, datagrams first.
+    pub(super) fn turn(&mut self, now: Instant) -> Vec<Input> {
+        let mut inputs = Vec::new();
+        self.take_datagrams(&mut inputs);
+        self.accept(now);
+        self.turn_links(now, &mut inputs);
+        // A dialler's datagram may have come before its proof on the connection.
+        self.dial(now);
+        inputs
+    }
+
+    /// Sends a beat on every path and on the control connections.
+    pub(super) fn send(&mut self, now: Instant, message: &PeerMessage) {
+        let bytes = message.encode();
+        self.send_datagrams(&bytes);
+        let mut ended = Vec::new();
+        for (index, link) in self.links.iter_mut().enumerate() {
+            if let (true, Some(session)) = (link.connection.is_open(), &link.session)
+                && let Some(end) = link.connection.send(session, &bytes)
+            {
+                ended.push((index, end));
+            }
+        }
+        // The reading side reports the end, after whatever came before it; here only what reading
+        // cannot see.
+        for (index, end) in ended.into_iter().rev() {
+            if end == End::Lost {
+                self.end(now, index, &end, &mut Vec::new());
+            }
+        }
+    }
+
+    fn send_datagrams(&mut self, bytes: &[u8]) {
+        for to in self.paths.clone() {
+            let Some(session) = self.newest() else { return };
+            let Some(datagram) = session.seal_datagram(bytes) else { return };
+            let family = |socket: &&std::net::UdpSocket| {
+                socket.local_addr().is_ok_and(|own| own.is_ipv4() == to.is_ipv4())
+            };
+            let Some(socket) = self.sockets.udp.iter().find(family) else { continue };
+            // A path without a route is a path without beats, which is what the peer then sees.
+            if socket.send_to(&datagram, to).is_ok() {
+                self.stats.beats_sent += 1;
+            }
+        }
+    }
+
+    /// The session that was opened last.
+    fn newest(&mut self) -> Option<&mut Session> {
+        let links = self.links.iter_mut().filter(|link| link.serial > 0);
+        let links = links.filter_map(|link| Some((link.serial, link.session.as_mut()?)));
+        let kept = self.kept.iter_mut().map(|kept| (kept.serial, &mut kept.session));
+        links.chain(kept).max_by_key(|(serial, _)| *serial).map(|(_, session)| session)
+    }
+
+    fn take_datagrams(&mut self, inputs: &mut Vec<Input>) {
+        let mut buffer = [0; 2048];
+        for index in 0..self.sockets.udp.len() {
+            for _ in 0..DATAGRAMS_MAX {
+                let Some(socket) = self.sockets.udp.get(index) else { break };
+                match socket.recv_from(&mut buffer) {
+                    Ok((length, from)) => {
+                        let datagram = buffer.get(..length).unwrap_or_default();
+                        self.take_datagram(datagram, from, inputs);
+                    }
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                    // An ICMP error of an earlier send; the next datagram may be good.
+                    Err(_) => {}
+                }
+            }
+        }
+    }
+
+    fn take_datagram(&mut self, datagram: &[u8], from: SocketAddr, inputs: &mut Vec<Input>) {
+        let mut opened = None;
+        let links = self.links.iter_mut().enumerate();
+        for (index, session) in links.filter_map(|(i, link)| Some((i, link.session.as_mut()?))) {
+            if session.owns(datagram) {
+                opened = session.open_datagram(datagram).map(|bytes| (bytes, Some(index)));
+            }
+        }
+        for kept in self.kept.iter_mut().filter(|kept| kept.session.owns(datagram)) {
+            opened = kept.session.open_datagram(datagram).map(|bytes| (bytes, None));
+        }
+        let message = opened.and_then(|(bytes, index)| {
+            PeerMessage::decode(&bytes).ok().map(|message| (message, index))
+        });
+        let Some((message, index)) = message else {
+            self.stats.datagrams_refused += 1;
+            return;
+        };
+        self.stats.beats_received += 1;
+        if let Some(path) = self.paths.iter().position(|path| path.ip() == from.ip()) {
+            inputs.push(Input::Heard(path));
+        }
+        if let Some(link) = index.and_then(|index| self.links.get_mut(index))
+            && link.connection.prove()
+        {
+            let index = index.unwrap_or_default();
+            self.open(index, inputs);
+        }
+        inputs.push(Input::Message(message));
+    }
+
+    fn accept(&mut self, now: Instant) {
+        for listener in &self.sockets.tcp {
+            while let Ok((socket, remote)) = listener.accept() {
+                if self.links.len() >= CONNECTIONS_MAX {
+                    // A stranger holds the places for two seconds at most.
+                    self.stats.refused += 1;
+                    continue;
+                }
+                if let Ok(connection) = Connection::accept(now, socket, remote, &self.key) {
+                    self.links.push(Link { serial: 0, path: None, connection, session: None });
+                }
+            }
+        }
+    }
+
+    fn dial(&mut self, now: Instant) {
+        for path in 0..self.paths.len() {
+            let due = self.dial_at[path].is_some_and(|at| at <= now);
+            if !due {
+                continue;
+            }
+            match Connection::dial(now, self.paths[path], &self.key) {
+                Ok(connection) => {
+                    self.dial_at[path] = None;
+                    let path = Some(path);
+                    self.links.push(Link { serial: 0, path, connection, session: None });
+                }
+                Err(_) => self.dial_at[path] = Some(now + REDIAL),
+            }
+        }
+    }
+
+    fn turn_links(&mut self, now: Instant, inputs: &mut Vec<Input>) {
+        let mut index = 0;
+        while let Some(link) = self.links.get_mut(index) {
+            let taken = link.connection.turn(&self.us, &mut link.session);
+            let end = taken.end.or_else(|| link.connection.overdue(now));
+            if taken.opened {
+                self.open(index, inputs);
+            }
+            for bytes in taken.messages {
+                match PeerMessage::decode(&bytes) {
+                    Ok(message) => inputs.push(Input::Message(message)),
+                    Err(error) => tracing::warn!(%error, "the peer sent what we do not know"),
+                }
+            }
+            match end {
+                Some(end) => self.end(now, index, &end, inputs),
+                None => index += 1,
+            }
+        }
+    }
+
+    /// The peer on this link is proved.
+    fn open(&mut self, index: usize, inputs: &mut Vec<Input>) {
+        self.opened += 1;
+        let Some(link) = self.links.get_mut(index) else { return };
+        link.serial = self.opened;
+        let Some(peer) = link.connection.peer.clone() else { return };
+        tracing::info!(peer = %peer.name, remote = %link.connection.remote, "peer connected");
+        self.stats.name = Some(peer.name);
+        self.stats.version = Some(peer.version);
+        // Whatever an earlier boot of the peer had is worth nothing any more.
+        self.kept.retain(|kept| kept.boot == peer.boot);
+        let stale = |link: &Link| {
+            let boot = link.connection.peer.as_ref().map(|peer| peer.boot);
+            link.serial > 0 && boot != Some(peer.boot)
+        };
+        if let Some(current) = self.current
+            && self.links.iter().any(|link| link.serial == current && stale(link))
+        {
+            self.current = None;
+            inputs.push(Input::Control(ControlEvent::Lost));
+        }
+        self.links.retain(|link| !stale(link));
+        self.choose(inputs);
+    }
+
+    /// Makes the eldest open connection the current one, if there is none.
+    fn choose(&mut self, inputs: &mut Vec<Input>) {
+        if self.current.is_none() {
+            let open = self.links.iter().filter(|link| link.serial > 0).map(|link| link.serial);
+            self.current = open.min();
+            if self.current.is_some() {
+                inputs.push(Input::Control(ControlEvent::Connected));
+            }
+        }
+    }
+
+    /// A connection is over.
+    fn end(&mut self, now: Instant, index: usize, end: &End, inputs: &mut Vec<Input>) {
+        let link = self.links.remove(index);
+        let pause = match end {
+            End::Refused(refused) => {
+                self.refuse(now, refused, link.connection.remote);
+                REDIAL_REFUSED
+            }
+            End::ClosedByPeer => Duration::ZERO,
+            End::Lost | End::NoAnswer => REDIAL,
+        };
+        if let Some(at) = link.path.and_then(|path| self.dial_at.get_mut(path)) {
+            *at = Some(now + pause);
+        }
+        if link.serial == 0 {
+            return;
+        }
+        tracing::info!(remote = %link.connection.remote, ?end, "peer connection is over");
+        if self.current == Some(link.serial) {
+            self.current = None;
+            let closed = *end == End::ClosedByPeer;
+            let event = if closed { ControlEvent::ClosedByPeer } else { ControlEvent::Lost };
+            inputs.push(Input::Control(event));
+            self.choose(inputs);
+        }
+        if let (Some(session), Some(peer)) = (link.session, link.connection.peer) {
+            if self.kept.len() == KEPT_MAX {
+                self.kept.remove(0);
+            }
+            self.kept.push(Kept { boot: peer.boot, serial: link.serial, session });
+        }
+    }
+
+    fn refuse(&mut self, now: Instant, refused: &Refused, remote: SocketAddr) {
+        self.stats.refused += 1;
+        self.stats.refused_reason = Some(refused.to_string());
+        let said = self.said.as_ref();
+        if said.is_none_or(|(last, at)| last != refused || now >= *at + LOG_EVERY) {
+            tracing::warn!(%remote, reason = %refused, "refused a guardian");
+            self.said = Some((refused.clone(), now));
+        }
+    }
+}

@@ -1,0 +1,398 @@
+//! The role thread: one poll loop around [`crate::node::Node`]. It takes everything that has arrived
+//! (engine, peer, adverts, links, orders), feeds the node, performs its effects in order, and sleeps
+//! until the node, an address or the link wants it. Nothing else runs here, nothing here waits.
+
+mod disk;
+mod effects;
+mod wire;
+
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, ppoll};
+use nix::sys::time::TimeSpec;
+
+use super::epoch::EpochFile;
+use super::fault::Fault;
+use super::mailbox::{Inbox, News, NewsSender, Order, Orders};
+use super::peer::{Input, Introduction, PeerLink};
+use super::start::PeerSockets;
+use super::status::{PeerFacts, StatusHandle};
+use crate::config::{Config, Side};
+use crate::control::channel::{ChannelError, GuardianEnd};
+use crate::control::message::{Hello, Secret, ToGuardian};
+use crate::control::shared::{SharedPage, monotonic_ns, run_realtime};
+use crate::node::{BootId, Command, EngineEvent, Epoch, Node, NodeConfig, PeerConfig, Target};
+
+use disk::Disk;
+use wire::Wire;
+
+/// Longest sleep while a program counts our beats.
+const XDP_BEAT: Duration = Duration::from_millis(20);
+/// Between two snapshots for the status page.
+const STATUS_EVERY: Duration = Duration::from_millis(200);
+/// Messages of the engine taken in one turn.
+const MESSAGES_MAX: usize = 256;
+/// SCHED_FIFO priority: above ordinary work, below the kernel's own threads.
+const PRIORITY: i32 = 40;
+
+/// What the thread is made of.
+#[derive(Debug)]
+pub(super) struct Parts {
+    pub(super) config: Config,
+    pub(super) page: SharedPage,
+    pub(super) epoch_file: EpochFile,
+    /// Sockets and the key for the guardians' link, with a peer.
+    pub(super) peer: Option<(PeerSockets, Secret<32>)>,
+    pub(super) orders: Orders,
+    pub(super) inbox: Inbox,
+    pub(super) news: NewsSender,
+    pub(super) status: StatusHandle,
+}
+
+/// The thread.
+#[derive(Debug)]
+pub(super) struct RoleThread {
+    thread: Option<JoinHandle<()>>,
+}
+
+impl RoleThread {
+    /// Opens everything on this thread (so that a refusal is the start's), then starts the thread.
+    pub(super) fn start(parts: Parts) -> Result<Self, Fault> {
+        let mut role = Role::new(parts)?;
+        let thread = std::thread::Builder::new().name("role".to_owned());
+        let thread = thread.stack_size(512 * 1024).spawn(move || role.run());
+        let thread = thread.map_err(|error| Fault::of("cannot start a thread", error))?;
+        Ok(Self { thread: Some(thread) })
+    }
+
+    /// Waits for its end (after [`Order::Clean`]).
+    pub(super) fn join(&mut self) {
+        if let Some(thread) = self.thread.take() {
+            drop(thread.join());
+        }
+    }
+}
+
+/// The engine as the role thread knows it.
+#[derive(Debug)]
+struct Engine {
+    generation: u32,
+    channel: Arc<GuardianEnd>,
+    /// It has said hello, and the node knows.
+    up: bool,
+    /// Nothing comes any more.
+    closed: bool,
+}
+
+struct Role {
+    node: Node,
+    wire: Wire,
+    link: Option<PeerLink>,
+    page: SharedPage,
+    disk: Disk,
+    inbox: Inbox,
+    news: NewsSender,
+    engine: Option<Engine>,
+    target: Target,
+    /// One moment in both clocks; the page counts nanoseconds.
+    clock: (u64, Instant),
+    status: StatusHandle,
+    status_at: Instant,
+    resigning: bool,
+    done: bool,
+}
+
+impl std::fmt::Debug for Role {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Role").field("node", &self.node).finish_non_exhaustive()
+    }
+}
+
+impl Role {
+    fn new(parts: Parts) -> Result<Self, Fault> {
+        let Parts { config, page, epoch_file, peer, orders, inbox, news, status } = parts;
+        // The page's clock first: a lease computed from the pair is never too long.
+        let clock = (monotonic_ns(), Instant::now());
+        let now = clock.1;
+        let boot = boot_id()?;
+        let (wire, instances) = Wire::open(now, &config, &status)?;
+        let persisted = Epoch::new(epoch_file.persisted()).ok_or_else(|| {
+            Fault::Runtime("the state file holds an epoch beyond the last one".to_owned())
+        })?;
+        let pair = config.node.pair.as_ref();
+        let node = NodeConfig {
+            side: pair.map_or(Side::A, |pair| pair.side),
+            boot,
+            persisted,
+            peer: pair.map(|pair| PeerConfig {
+                beat: pair.heartbeat,
+                dead_after: pair.dead_after,
+                boot_wait: pair.boot_wait,
+                unsynced_takeover: pair.unsynced_takeover,
+                ..PeerConfig::default()
+            }),
+        };
+        let link = pair.zip(peer).map(|(pair, (sockets, key))| {
+            let us = Introduction {
+                cluster: pair.cluster.clone(),
+                side: pair.side,
+                boot: boot.0,
+                name: config.node.name.clone(),
+                version: env!("CARGO_PKG_VERSION").to_owned(),
+                heartbeat_us: u64::try_from(pair.heartbeat.as_micros()).unwrap_or(u64::MAX),
+                dead_after: pair.dead_after,
+            };
+            PeerLink::new(now, us, key, pair.peers.clone(), sockets)
+        });
+        let mut node = Node::new(now, node, instances);
+        node.start(now);
+        for carrier in wire.carriers() {
+            status.carrier(carrier.instance, carrier.up);
+            node.handle_carrier(now, carrier.instance, carrier.up);
+        }
+        let disk = Disk::start(epoch_file, orders)
+            .map_err(|error| Fault::of("cannot start a thread", error))?;
+        let mut role = Self {
+            node,
+            wire,
+            link,
+            page,
+            disk,
+            inbox,
+            news,
+            engine: None,
+            target: Target::Nobody,
+            clock,
+            status,
+            status_at: now,
+            resigning: false,
+            done: false,
+        };
+        role.perform(now);
+        Ok(role)
+    }
+
+    fn run(&mut self) {
+        realtime();
+        while !self.done {
+            if let Err(error) = self.sleep() {
+                drop(self.news.send(News::Fatal(format!("the role thread cannot poll: {error}"))));
+                return;
+            }
+            self.wire.beat();
+            self.turn();
+        }
+    }
+
+    /// Everything that has arrived, then the node's own deadlines.
+    fn turn(&mut self) {
+        self.take_orders();
+        self.take_engine();
+        self.take_peer();
+        self.take_adverts();
+        for carrier in self.wire.links() {
+            let now = Instant::now();
+            self.status.carrier(carrier.instance, carrier.up);
+            self.node.handle_carrier(now, carrier.instance, carrier.up);
+            self.perform(now);
+        }
+        let now = Instant::now();
+        if self.node.poll_timeout().is_some_and(|at| at <= now) {
+            self.node.handle_timeout(now);
+            self.perform(now);
+        }
+        self.wire.tick(now);
+        if self.resigning && !self.node.state().is_master() {
+            self.resigning = false;
+            drop(self.news.send(News::Resigned));
+        }
+        if now >= self.status_at {
+            self.publish(now);
+        }
+    }
+
+    /// Until something arrives or is due.
+    fn sleep(&self) -> io::Result<()> {
+        let now = Instant::now();
+        let link = self.link.as_ref();
+        let timers = [
+            self.node.poll_timeout(),
+            self.wire.poll_timeout(),
+            link.and_then(PeerLink::poll_timeout),
+            self.wire.has_program().then(|| now + XDP_BEAT),
+            Some(self.status_at),
+        ];
+        let wake = timers.into_iter().flatten().min().unwrap_or(now);
+        let mut fds = vec![PollFd::new(self.inbox.as_fd(), PollFlags::POLLIN)];
+        let engine = self.engine.as_ref().filter(|engine| !engine.closed);
+        fds.extend(engine.map(|one| PollFd::new(one.channel.as_fd(), PollFlags::POLLIN)));
+        let peer = link.into_iter().flat_map(PeerLink::interests);
+        fds.extend(peer.map(|(fd, flags)| PollFd::new(fd, flags)));
+        fds.extend(self.wire.interests().map(|fd| PollFd::new(fd, PollFlags::POLLIN)));
+        let time = TimeSpec::from_duration(wake.saturating_duration_since(now));
+        match ppoll(&mut fds, Some(time), None) {
+            Ok(_) | Err(Errno::EINTR) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn take_orders(&mut self) {
+        self.inbox.rearm();
+        while let Some(order) = self.inbox.take() {
+            let now = Instant::now();
+            match order {
+                Order::Engine { generation, channel } => {
+                    self.engine = Some(Engine { generation, channel, up: false, closed: false });
+                }
+                Order::EngineGone { generation } => self.engine_gone(now, generation),
+                Order::Persisted { epoch, ok } => {
+                    self.node.handle_epoch_persisted(now, epoch, ok);
+                }
+                Order::Resign => {
+                    self.resigning = true;
+                    self.node.handle_command(now, Command::Stop);
+                }
+                Order::Clean => {
+                    self.wire.answer(false);
+                    self.done = true;
+                }
+            }
+            self.perform(now);
+        }
+    }
+
+    /// No thread of this engine runs any more.
+    fn engine_gone(&mut self, now: Instant, generation: u32) {
+        // What it said before it died still counts: a confirmation may be among it.
+        self.take_engine();
+        let Some(engine) = self.engine.take_if(|engine| engine.generation == generation) else {
+            return;
+        };
+        if engine.up {
+            self.node.handle_engine(now, EngineEvent::Died);
+            self.perform(now);
+        }
+        drop(self.news.send(News::MayStart { generation }));
+    }
+
+    fn take_engine(&mut self) {
+        for _ in 0..MESSAGES_MAX {
+            let Some(engine) = self.engine.as_mut().filter(|engine| !engine.closed) else { return };
+            let generation = engine.generation;
+            let message = match engine.channel.try_recv() {
+                Ok(Some((message, _))) => message,
+                Ok(None) => return,
+                Err(ChannelError::Message(error)) => {
+                    tracing::error!(%error, "the engine sent what we do not know");
+                    continue;
+                }
+                Err(_) => {
+                    engine.closed = true;
+                    return;
+                }
+            };
+            self.take_message(generation, message);
+        }
+    }
+
+    fn take_message(&mut self, generation: u32, message: ToGuardian) {
+        let now = Instant::now();
+        match message {
+            ToGuardian::Hello(hello) => self.engine_up(now, generation, hello),
+            ToGuardian::Failed { reason } => {
+                drop(self.news.send(News::Failed { generation, reason }));
+            }
+            ToGuardian::Prepared { epoch } => {
+                if let Some(epoch) = Epoch::new(epoch) {
+                    self.node.handle_engine(now, EngineEvent::Prepared(epoch));
+                }
+            }
+            ToGuardian::Sync(event) => {
+                self.status.sync_event(&event);
+                self.node.handle_engine(now, EngineEvent::Sync(event));
+            }
+            ToGuardian::Backend(event) => drop(self.news.send(News::Backend(event))),
+            ToGuardian::Stopped => {}
+        }
+        self.perform(now);
+    }
+
+    fn engine_up(&mut self, now: Instant, generation: u32, hello: Hello) {
+        let store = hello.store.as_ref();
+        let fresh = store.is_none_or(|store| store.fresh);
+        let data_epoch = store.and_then(|store| Epoch::new(store.epoch)).unwrap_or(Epoch::NONE);
+        if let Some(engine) = &mut self.engine {
+            engine.up = true;
+        }
+        // The watcher must be armed before the node relies on this engine.
+        drop(self.news.send(News::Up { generation, hello }));
+        self.tell_role();
+        self.tell_target();
+        self.node.handle_engine(now, EngineEvent::Up { fresh, data_epoch });
+    }
+
+    fn take_peer(&mut self) {
+        let Some(link) = &mut self.link else { return };
+        let now = Instant::now();
+        for input in link.turn(now) {
+            match input {
+                Input::Message(message) => self.node.handle_message(now, &message),
+                Input::Control(event) => self.node.handle_control(now, event),
+                Input::Heard(path) => self.status.path_heard(path, None),
+            }
+            self.perform(now);
+        }
+    }
+
+    fn take_adverts(&mut self) {
+        let now = Instant::now();
+        let node = &mut self.node;
+        self.wire.adverts(|instance, received| {
+            if let Err(refusal) = node.handle_advert(now, instance, received) {
+                tracing::debug!(%refusal, "advert refused");
+            }
+        });
+        self.perform(now);
+    }
+
+    /// What others may see of the peer and the program.
+    pub(super) fn publish(&mut self, now: Instant) {
+        self.status_at = now + STATUS_EVERY;
+        if let Some(counters) = self.wire.counters() {
+            self.status.frames(counters);
+        }
+        let Some(link) = &self.link else { return };
+        let stats = link.stats();
+        let beat = self.node.peer(now);
+        self.status.peer(PeerFacts {
+            connected: stats.connections > 0,
+            name: stats.name,
+            version: stats.version,
+            state: beat.map(|beat| beat.state),
+            epoch: beat.map(|beat| beat.epoch.get()),
+            beats_sent: stats.beats_sent,
+            beats_received: stats.beats_received,
+            refused: stats.refused,
+            refused_reason: stats.refused_reason,
+            datagrams_refused: stats.datagrams_refused,
+        });
+    }
+}
+
+fn boot_id() -> Result<BootId, Fault> {
+    let mut bytes = [0; 8];
+    getrandom::fill(&mut bytes).map_err(|error| Fault::of("random bytes", error))?;
+    Ok(BootId(u64::from_be_bytes(bytes)))
+}
+
+/// SCHED_FIFO for the calling thread, children excluded; without the right it goes on without.
+fn realtime() {
+    if let Err(error) = run_realtime(PRIORITY) {
+        tracing::info!(%error, "no SCHED_FIFO: load on this host may delay beats");
+    }
+}

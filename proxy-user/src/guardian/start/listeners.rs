@@ -1,0 +1,205 @@
+//! Listening sockets: made once, kept by the guardian, lent to every engine.
+//!
+//! A plain bind probes each address first, because SO_REUSEPORT would hide that another program (or
+//! another tandem) has the port. The ring of a killed engine keeps a port bound for some
+//! milliseconds, so the probe tries for a second.
+
+use std::io;
+use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use socket2::{Domain, Protocol, Socket, Type};
+
+use super::super::fault::Fault;
+use crate::config::Config;
+use crate::control::channel::DESCRIPTORS_MAX;
+use crate::control::message::{Listener, Service};
+
+/// How long a predecessor's port may take to be free.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// Connections that wait while no engine runs; the kernel caps it at `net.core.somaxconn`.
+const BACKLOG: i32 = 4096;
+
+/// The engine's listening sockets, in the order of their descriptions.
+#[derive(Debug)]
+pub(in crate::guardian) struct Listeners {
+    sockets: Vec<OwnedFd>,
+    listeners: Vec<Listener>,
+    /// The admin server's own.
+    pub(in crate::guardian) admin: TcpListener,
+    /// The guardians' own, if there is a peer.
+    pub(in crate::guardian) peer: Option<PeerSockets>,
+}
+
+/// Where the peer's guardian is heard.
+#[derive(Debug)]
+pub(in crate::guardian) struct PeerSockets {
+    /// Control connections.
+    pub(in crate::guardian) tcp: Vec<TcpListener>,
+    /// Beats.
+    pub(in crate::guardian) udp: Vec<UdpSocket>,
+}
+
+impl Listeners {
+    /// Probes every address, then makes the sockets.
+    pub(in crate::guardian) fn create(config: &Config, workers: u16) -> Result<Self, Fault> {
+        let wanted = wanted(config);
+        let number = wanted.len() * usize::from(workers);
+        if number + 2 > DESCRIPTORS_MAX {
+            return Err(Fault::Usage(format!(
+                "{} addresses for {workers} workers are {number} sockets, over {DESCRIPTORS_MAX}\n  \
+                 hint: fewer listen addresses or fewer workers",
+                wanted.len()
+            )));
+        }
+        let until = Instant::now() + PATIENCE;
+        for (service, key, address) in &wanted {
+            let probe = probe(*address, until);
+            probe.map_err(|error| refused(key, *address, *service == Service::Link, &error))?;
+        }
+        let admin = config.admin.listen;
+        let admin = patient(admin, until, || plain(admin))
+            .map_err(|error| refused("[admin] listen", admin, false, &error))?;
+        let peer = peer_sockets(config, until)?;
+        let mut all = Self { sockets: Vec::new(), listeners: Vec::new(), admin, peer };
+        for worker in 0..workers {
+            for (service, key, address) in &wanted {
+                let socket = shared(*address);
+                let socket = socket.map_err(|error| refused(key, *address, false, &error))?;
+                all.sockets.push(socket);
+                all.listeners.push(Listener { worker, service: *service, address: *address });
+            }
+        }
+        Ok(all)
+    }
+
+    /// What each socket is for.
+    pub(in crate::guardian) fn descriptions(&self) -> &[Listener] {
+        &self.listeners
+    }
+
+    /// The sockets, in the order of the descriptions.
+    pub(in crate::guardian) fn fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.sockets.iter().map(AsFd::as_fd)
+    }
+}
+
+/// Every address an engine listens on, with the key that named it.
+fn wanted(config: &Config) -> Vec<(Service, String, SocketAddr)> {
+    let mut wanted = Vec::new();
+    if let Some(cache) = &config.cache {
+        let key = || "[cache] listen".to_owned();
+        wanted.extend(cache.listen.iter().map(|address| (Service::Cache, key(), *address)));
+    }
+    for (index, http) in (0..).zip(&config.http) {
+        let key = || "[[http]] listen".to_owned();
+        wanted.extend(http.listen.iter().map(|address| (Service::Http(index), key(), *address)));
+    }
+    if let Some(pair) = config.node.pair.as_ref().filter(|_| config.cache.is_some()) {
+        for address in &pair.listen {
+            let key = "[node] listen, next port (engines)".to_owned();
+            wanted.push((Service::Link, key, next_port(*address)));
+        }
+    }
+    wanted
+}
+
+/// The engines' port: the next one.
+pub(in crate::guardian) fn next_port(mut address: SocketAddr) -> SocketAddr {
+    address.set_port(address.port().saturating_add(1));
+    address
+}
+
+fn peer_sockets(config: &Config, until: Instant) -> Result<Option<PeerSockets>, Fault> {
+    let Some(pair) = &config.node.pair else { return Ok(None) };
+    let (mut tcp, mut udp) = (Vec::new(), Vec::new());
+    for &address in &pair.listen {
+        let fault = |error: io::Error| refused("[node] listen", address, true, &error);
+        let listener = patient(address, until, || plain(address)).map_err(fault)?;
+        listener.set_nonblocking(true).map_err(fault)?;
+        tcp.push(listener);
+        let socket = patient(address, until, || datagram(address)).map_err(fault)?;
+        udp.push(socket);
+    }
+    Ok(Some(PeerSockets { tcp, udp }))
+}
+
+/// Whether an ordinary bind works, that is, nobody else has the port.
+fn probe(address: SocketAddr, until: Instant) -> io::Result<()> {
+    patient(address, until, || {
+        let socket = socket(address, Type::STREAM, Protocol::TCP)?;
+        socket.set_reuse_address(true)?;
+        socket.bind(&address.into())
+    })
+}
+
+/// Tries again while the port is in use and there is time.
+fn patient<T>(
+    _address: SocketAddr,
+    until: Instant,
+    mut attempt: impl FnMut() -> io::Result<T>,
+) -> io::Result<T> {
+    loop {
+        match attempt() {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && Instant::now() < until => {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            done => return done,
+        }
+    }
+}
+
+fn socket(address: SocketAddr, kind: Type, protocol: Protocol) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(address), kind, Some(protocol))?;
+    if address.is_ipv6() {
+        // An IPv4 listener on the same port is its own socket.
+        socket.set_only_v6(true)?;
+    }
+    Ok(socket)
+}
+
+fn plain(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = socket(address, Type::STREAM, Protocol::TCP)?;
+    socket.set_reuse_address(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(128)?;
+    Ok(socket.into())
+}
+
+fn datagram(address: SocketAddr) -> io::Result<UdpSocket> {
+    let socket = socket(address, Type::DGRAM, Protocol::UDP)?;
+    socket.bind(&address.into())?;
+    socket.set_nonblocking(true)?;
+    Ok(socket.into())
+}
+
+/// One worker's listener. TCP_NODELAY is inherited by what it accepts.
+fn shared(address: SocketAddr) -> io::Result<OwnedFd> {
+    let socket = socket(address, Type::STREAM, Protocol::TCP)?;
+    socket.set_reuse_address(true)?;
+    socket.set_reuse_port(true)?;
+    socket.set_tcp_nodelay(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    socket.set_nonblocking(true)?;
+    Ok(socket.into())
+}
+
+fn refused(key: &str, address: SocketAddr, peer: bool, error: &io::Error) -> Fault {
+    let hint = match error.kind() {
+        io::ErrorKind::AddrInUse => format!(
+            "port {} is in use; see `ss -lntup 'sport = :{}'`, then stop that program or change \
+             {key}",
+            address.port(),
+            address.port()
+        ),
+        io::ErrorKind::AddrNotAvailable if peer => {
+            "this host does not have that address; each node lists its own under listen".to_owned()
+        }
+        io::ErrorKind::AddrNotAvailable => "this host does not have that address".to_owned(),
+        io::ErrorKind::PermissionDenied => "ports below 1024 need root".to_owned(),
+        _ => return Fault::of(format!("cannot listen on {address} ({key})"), error),
+    };
+    Fault::Runtime(format!("cannot listen on {address} ({key}): {error}\n  hint: {hint}"))
+}

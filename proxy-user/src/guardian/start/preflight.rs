@@ -1,0 +1,170 @@
+//! What the host must give: a state folder, the lock, rights, a kernel new enough, interfaces.
+
+use std::fs::{self, File};
+use std::io::{Read, Seek, Write};
+use std::path::{Path, PathBuf};
+
+use nix::fcntl::{Flock, FlockArg};
+
+use super::super::fault::Fault;
+use crate::config::{Config, Io, XdpMode};
+
+/// io_uring is taken by itself from here on (multishot accept returned wrong descriptors before).
+const URING_FLOOR: (u32, u32) = (6, 9);
+/// `futex_waitv`, by which a death is learned.
+const KERNEL_FLOOR: (u32, u32) = (5, 16);
+
+/// Sentences worth a line in the log; the node starts anyway.
+pub(in crate::guardian) type Warnings = Vec<String>;
+
+/// Held while the guardian lives; a lock left by a killed one is free.
+#[derive(Debug)]
+pub(in crate::guardian) struct Lock {
+    _file: Flock<File>,
+    path: PathBuf,
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // Leaving it would do no harm: the lock is what counts, not the file.
+        drop(fs::remove_file(&self.path));
+    }
+}
+
+/// Makes the state folder and takes the lock in it.
+pub(in crate::guardian) fn lock(folder: &Path) -> Result<Lock, Fault> {
+    fs::create_dir_all(folder).map_err(|error| {
+        let message = format!("cannot make the state folder {}: {error}", folder.display());
+        Fault::Runtime(format!("{message}\n  hint: set state_dir in [node], or run as root"))
+    })?;
+    let path = folder.join("lock");
+    let open = File::options().read(true).write(true).create(true).truncate(false).open(&path);
+    let file = open.map_err(|error| Fault::file("cannot open", &path, error))?;
+    let mut file = Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(mut file, _)| {
+        let mut pid = String::new();
+        drop(file.read_to_string(&mut pid));
+        let holder = pid.trim();
+        let holder = if holder.is_empty() { String::new() } else { format!(" (pid {holder})") };
+        Fault::Runtime(format!(
+            "another tandem{holder} runs with the state folder {}\n  hint: stop it, or give this \
+             node its own state_dir",
+            folder.display()
+        ))
+    })?;
+    let written = file
+        .set_len(0)
+        .and_then(|()| file.rewind())
+        .and_then(|()| writeln!(file, "{}", std::process::id()));
+    written.map_err(|error| Fault::file("cannot write", &path, error))?;
+    Ok(Lock { _file: file, path })
+}
+
+/// Checks rights, kernel and interfaces. May turn io_uring off, saying so.
+pub(in crate::guardian) fn host(config: &mut Config) -> Result<Warnings, Fault> {
+    let mut warnings = Warnings::new();
+    let release = nix::sys::utsname::uname()
+        .map(|names| names.release().to_string_lossy().into_owned())
+        .unwrap_or_default();
+    let kernel = version(&release);
+    if kernel < KERNEL_FLOOR {
+        let (major, minor) = KERNEL_FLOOR;
+        return Err(Fault::Runtime(format!(
+            "Linux {release} is too old: tandem needs {major}.{minor}, and 6.9 for io_uring"
+        )));
+    }
+    if config.engine.io == Io::Auto && kernel < URING_FLOOR {
+        config.engine.io = Io::Epoll;
+        warnings.push(format!("Linux {release} is older than 6.9: epoll instead of io_uring"));
+    }
+    if !config.vips.is_empty() {
+        rights()?;
+        for vip in &config.vips {
+            interface(&vip.interface)?;
+        }
+        btf(config, &mut warnings);
+    }
+    Ok(warnings)
+}
+
+/// (major, minor) of a release such as `6.18.44-fc`; (0, 0) if it cannot be read.
+fn version(release: &str) -> (u32, u32) {
+    let mut parts = release.split(|c: char| !c.is_ascii_digit()).map(|part| part.parse().ok());
+    match (parts.next().flatten(), parts.next().flatten()) {
+        (Some(major), Some(minor)) => (major, minor),
+        _ => (0, 0),
+    }
+}
+
+/// A virtual address needs CAP_NET_ADMIN and CAP_NET_RAW.
+fn rights() -> Result<(), Fault> {
+    const NET_ADMIN: u64 = 1 << 12;
+    const NET_RAW: u64 = 1 << 13;
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    let held = line.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok()).unwrap_or(0);
+    if held & NET_ADMIN != 0 && held & NET_RAW != 0 {
+        return Ok(());
+    }
+    Err(Fault::Runtime(
+        "a [[vip]] needs the rights CAP_NET_ADMIN and CAP_NET_RAW\n  hint: run as root (sudo), or \
+         remove [[vip]]"
+            .to_owned(),
+    ))
+}
+
+fn interface(name: &str) -> Result<(), Fault> {
+    if nix::net::if_::if_nametoindex(name).is_ok() {
+        return Ok(());
+    }
+    let all = nix::net::if_::if_nameindex().map(|list| {
+        let names = list.into_iter().map(|one| one.name().to_string_lossy().into_owned());
+        names.collect::<Vec<_>>().join(", ")
+    });
+    let all = all.unwrap_or_default();
+    Err(Fault::Runtime(format!(
+        "interface {name} does not exist\n  hint: [[vip]] interface must be one of {all}"
+    )))
+}
+
+/// Without BTF the XDP program cannot be loaded: `auto` goes on without it.
+fn btf(config: &mut Config, warnings: &mut Warnings) {
+    let known = Path::new("/sys/kernel/btf/vmlinux").exists();
+    if !known && config.xdp == XdpMode::Auto {
+        config.xdp = XdpMode::Off;
+        warnings.push("this kernel has no BTF: xdp = \"off\"".to_owned());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn releases() {
+        assert_eq!(version("6.18.44-fc-v669"), (6, 18));
+        assert_eq!(version("5.4"), (5, 4));
+        assert_eq!(version("odd"), (0, 0));
+        assert!(version("6.8.9") < URING_FLOOR && version("10.0") > URING_FLOOR);
+    }
+
+    #[test]
+    fn one_guardian_a_folder() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = folder.path().join("deep/state");
+        let held = lock(&state).unwrap();
+        let refused = lock(&state).unwrap_err().to_string();
+        assert!(refused.contains(&format!("pid {}", std::process::id())), "{refused}");
+        drop(held);
+        assert!(!state.join("lock").exists());
+        // What a killed guardian leaves behind does not hinder the next.
+        fs::write(state.join("lock"), "1\n").unwrap();
+        lock(&state).unwrap();
+    }
+
+    #[test]
+    fn interfaces() {
+        interface("lo").unwrap();
+        let refused = interface("no-such0").unwrap_err().to_string();
+        assert!(refused.contains("no-such0") && refused.contains("lo"), "{refused}");
+    }
+}
