@@ -195,6 +195,7 @@ impl Balancer {
         let stream = TcpStream::connect(self.addresses[worker]).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         stream.set_write_timeout(Some(PATIENCE)).unwrap();
+        stream.set_nodelay(true).unwrap();
         BufReader::new(stream)
     }
 }
