@@ -166,7 +166,7 @@ pub struct Figures {
     pub role: &'static str,
     /// Sum of the workers' counters since the start or the last reset.
     pub totals: Totals,
-    /// Lines for `stats replication`: epoch, peer, mode, lag and so on, in order.
+    /// Lines for `stats replication`: role, epoch, peer, mode, lag and so on, in order.
     pub replication: Vec<(&'static str, String)>,
 }
 
@@ -349,7 +349,6 @@ fn slabs(lines: &mut Lines<'_>, cache: &Cache) {
 }
 
 fn replication(lines: &mut Lines<'_>, figures: &Figures) {
-    lines.stat("role", figures.role);
     for (name, value) in &figures.replication {
         lines.stat(name, value);
     }

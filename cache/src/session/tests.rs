@@ -239,6 +239,22 @@ mod gate {
     }
 
     #[test]
+    fn each_answer_waits_for_its_own_version() {
+        let bench = Bench::new(GateRole::Master);
+        let mut session = Session::new();
+        let partition = bench.cache.partition_of(b"a") as u8;
+        bench.talk(&mut session, b"set a 0 0 1\r\n1\r\n");
+        let first = bench.cache.lock(b"a").partition().version();
+        bench.talk(&mut session, b"append a 0 0 1\r\n1\r\nget a\r\n");
+        bench.shared.acknowledge(partition, first);
+        let (out, transmit) = bench.talk(&mut session, b"");
+        assert_eq!((&out[..], transmit), (&b"STORED\r\n"[..], Transmit::Held));
+        bench.shared.acknowledge(partition, first + 1);
+        let rest = b"STORED\r\nVALUE a 0 2\r\n11\r\nEND\r\n";
+        assert_eq!(bench.talk(&mut session, b""), (rest.to_vec(), Transmit::Idle));
+    }
+
+    #[test]
     fn flush_waits_for_every_partition() {
         let bench = Bench::new(GateRole::Master);
         let mut session = Session::new();
