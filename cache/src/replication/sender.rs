@@ -115,8 +115,8 @@ pub struct Sender {
     forward: ForwardServer,
 }
 
-/// Bytes that a walk tries to take under one lock.
-const WALK_BYTES: usize = 64 * 1024;
+/// Bytes that a walk tries to take under one lock. Small in tests, so that much happens in between.
+const WALK_BYTES: usize = if cfg!(test) { 512 } else { 64 * 1024 };
 
 impl Sender {
     /// The primary's end of a link just connected. What the peer has acknowledged of its
