@@ -18,6 +18,10 @@ pub(crate) struct Trace {
 const TAIL: usize = 60;
 
 impl Trace {
+    pub(crate) fn new(print: bool) -> Self {
+        Self { print, ..Self::default() }
+    }
+
     pub(crate) fn row(&mut self, at: Nanos, who: &str, view: &str, what: &str) {
         let (ms, us) = (at / 1_000_000, at / 1_000 % 1_000);
         let row = format!("{ms:>6}.{us:03} {who:<3} {view:<34} {what}");

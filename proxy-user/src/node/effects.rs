@@ -36,7 +36,7 @@ pub struct PeerConfig {
     pub boot_wait: Duration,
     /// When a node that is not SYNCED takes over from a peer that is unheard.
     pub unsynced_takeover: UnsyncedTakeover,
-    /// After a master went out of sync with a living replica: how long until it tries again.
+    /// After MASTER was left for MASTER_SOLO: how long until MASTER is tried again.
     pub resync_hold: Duration,
     /// How long a master's lease may be invalid, with its peer heard, until it goes out of sync.
     pub lease_wait: Duration,

@@ -145,6 +145,8 @@ struct MasterView {
     lease_bad_since: Option<Instant>,
     /// Another master is heard, since then.
     rival_since: Option<Instant>,
+    /// Adverts of the peer are heard, but no beat, since then.
+    advert_since: Option<Instant>,
 }
 
 /// What a replica knows of its own sync.
@@ -407,6 +409,7 @@ impl Node {
             &mut self.master.hold_until,
             &mut self.master.lease_bad_since,
             &mut self.master.rival_since,
+            &mut self.master.advert_since,
         ];
         for at in times.into_iter().flatten() {
             *at += stall;

@@ -73,10 +73,9 @@ impl Node {
                 self.push(Effect::Gate(self.master.gate));
             }
             State::MasterSolo => {
-                if cause == Cause::OutOfSync {
-                    let hold = self.peer.as_ref().map(|peer| now + peer.config().resync_hold);
-                    self.master.hold_until = hold;
-                }
+                let hold = self.peer.as_ref().map(|peer| now + peer.config().resync_hold);
+                self.master.hold_until = hold;
+                self.master.lease_bad_since = None;
                 self.master.told = None;
                 self.master.out = false;
                 self.master.gated = false;
@@ -89,6 +88,8 @@ impl Node {
             }
             State::Catchup | State::Synced => self.set_role(),
             State::Boot | State::Fenced | State::Handover => {
+                self.replica.receiving = false;
+                self.replica.received = false;
                 self.set_role();
                 self.push(Effect::EngineTarget(self.target()));
             }
@@ -149,9 +150,13 @@ impl Node {
     /// JOIN: follow the master that is heard.
     fn follow(&mut self) {
         let heard = self.peer.as_ref().and_then(Peer::view).map(|beat| beat.epoch);
-        self.epoch = heard.unwrap_or(self.epoch);
-        self.replica.receiving = false;
-        self.replica.received = false;
+        let epoch = heard.unwrap_or(self.epoch);
+        if epoch != self.epoch {
+            // of the same epoch the stream may still be up, and what it brought still counts
+            self.epoch = epoch;
+            self.replica.receiving = false;
+            self.replica.received = false;
+        }
         self.replica.end_session();
         self.set_role();
         self.push(Effect::EngineTarget(self.target()));
@@ -249,18 +254,23 @@ impl Node {
         if shares && let Lineage::Apart(_) = self.lineage {
             self.lineage = Lineage::Shared(self.epoch);
         }
+        if heard {
+            self.master.advert_since = None;
+        }
         let bad = self.state == State::Master && !self.lease_valid(now);
         let since = self.master.lease_bad_since;
         self.master.lease_bad_since = bad.then(|| since.unwrap_or(now));
         if rival != self.master.rival_since.is_some() {
             self.master.rival_since = rival.then_some(now);
-            let wins = self.live_claim_is_worse(now);
+            let wins = !rival || self.live_claim_is_worse(now);
             if rival {
                 self.push(Effect::Event(Event::SecondMaster { we_win: wins }));
             }
-            // at its coming and at its going: who heard it last must hear us after it
-            for instance in &mut self.vrrp {
-                instance.reassert(now);
+            if wins {
+                // at its coming and at its going: who heard it last must hear us after it
+                for instance in &mut self.vrrp {
+                    instance.reassert(now);
+                }
             }
         }
     }
@@ -274,19 +284,27 @@ impl Node {
             while let Some(output) = self.vrrp[index].poll_output() {
                 match &output {
                     vrrp::Output::Superseded { .. } => self.foreign = true,
-                    // no path of ours reaches the peer, and yet it is master on this segment: RFC
-                    // 9568's order decides, as between strangers
                     vrrp::Output::PeerContact { source, priority }
                         if self.state.is_master() && self.peer(now).is_none() =>
                     {
                         let config = self.vrrp[index].config();
-                        self.foreign |= (*priority, *source) > (config.priority, config.source);
+                        let stronger = (*priority, *source) > (config.priority, config.source);
+                        self.advert_of_unheard_peer(now, stronger);
                     }
                     _ => {}
                 }
                 self.push(Effect::Vrrp { instance: index, output });
             }
         }
+    }
+
+    /// No beat comes through, and yet the peer is master on this segment: RFC 9568's order decides,
+    /// as between strangers; after a while, in which a beat may come first.
+    fn advert_of_unheard_peer(&mut self, now: Instant, stronger: bool) {
+        let Some(peer) = &self.peer else { return };
+        let wait = peer.config().asymmetry_wait;
+        let since = *self.master.advert_since.get_or_insert(now);
+        self.foreign |= stronger && now >= since + wait;
     }
 
     pub(super) fn see(&mut self, epoch: Epoch) {
@@ -360,9 +378,12 @@ impl Node {
 
     fn send_beat(&mut self, now: Instant) {
         let follows = self.state.is_follower();
+        let decided = self.promotion.is_some() && !self.state.is_master();
+        let last_echo = self.last_beat.and_then(|beat| beat.echo);
         let Some(peer) = &mut self.peer else { return };
         let number = peer.number_beat(now);
-        let echo = peer.echo();
+        // an echo promises not to take over for T_dead: none once that is decided
+        let echo = if decided { last_echo } else { peer.echo() };
         let config = peer.config();
         let interval = match peer.control() {
             // whoever of us lives must be heard within the grace

@@ -165,7 +165,9 @@ impl Node {
         if !self.replica.receiving {
             return Some(Step::Change(State::Join, Cause::StreamDown));
         }
+        // the lease's mirror: the master heard us so lately that it cannot have given us up since
         let told = self.replica.received
+            && self.lease_valid(now)
             && beat.state == State::Master
             && beat.tell == Tell::InSync(self.boot, session);
         told.then_some(Step::Change(State::Synced, Cause::ToldInSync))
@@ -232,7 +234,8 @@ impl Node {
             return Some(Step::Promote(Cause::EpochRaised));
         }
         let held = self.master.hold_until.is_some_and(|until| now < until);
-        let ready = self.follower_ready(now).is_some() && self.lease_valid(now);
+        let lives = self.lease_valid(now) && !peer.closed_for_good(now);
+        let ready = self.follower_ready(now).is_some() && lives;
         let in_time = self.master.caught_up && !self.master.late;
         (in_time && ready && !held).then_some(Step::Change(State::Master, Cause::CaughtUp))
     }
