@@ -425,9 +425,8 @@ impl Checker {
         serves: bool,
         bound: Nanos,
     ) {
-        for host in 0..2 {
-            let since = self.healthy_since[host];
-            self.healthy_since[host] = healthy[host].then(|| since.unwrap_or(now));
+        for (since, healthy) in self.healthy_since.iter_mut().zip(healthy) {
+            *since = healthy.then(|| since.unwrap_or(now));
         }
         if serves {
             self.served_at = now;

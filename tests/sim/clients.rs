@@ -362,7 +362,9 @@ fn parse(bytes: &[u8]) -> Option<Answer> {
     }
     if bytes.starts_with(b"VALUE ") {
         let line = bytes.iter().position(|b| *b == b'\n')?;
-        return bytes.ends_with(b"\r\nEND\r\n").then(|| Answer::Value(value_index(&bytes[line + 1..])));
+        return bytes
+            .ends_with(b"\r\nEND\r\n")
+            .then(|| Answer::Value(value_index(&bytes[line + 1..])));
     }
     Some(Answer::Error)
 }

@@ -187,9 +187,8 @@ impl Engine {
         self.target = target;
         self.gate = None;
         self.late = None;
-        let engaged = |link: &Option<Link>| {
-            link.as_ref().is_some_and(|l| !matches!(l.end, End::Idle(_)))
-        };
+        let engaged =
+            |link: &Option<Link>| link.as_ref().is_some_and(|l| !matches!(l.end, End::Idle(_)));
         if self.links.iter().any(engaged) {
             self.lose_links(None);
         } else {

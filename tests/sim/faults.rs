@@ -106,8 +106,7 @@ fn timing(rng: &mut Prng) -> PeerConfig {
 impl Plan {
     /// A world in which nothing goes wrong for `end`.
     pub(crate) fn calm(end: Nanos) -> Self {
-        let path =
-            Path { delay: (100 * US, 300 * US), loss: 0, repeat: 0, cut: [false, false] };
+        let path = Path { delay: (100 * US, 300 * US), loss: 0, repeat: 0, cut: [false, false] };
         let clock = Clock { offset: 1_000 * MS, ppm: 0 };
         let peer = timing(&mut Prng::new(5));
         Self {

@@ -9,8 +9,8 @@ use std::time::Instant;
 use cache::Cache;
 use proxy_user::config::Side;
 use proxy_user::node::{
-    Beat, BootId, ControlEvent, Effect, EngineEvent, Epoch, Event, Lease, Node, NodeConfig, PeerMessage,
-    Session, State, Tell,
+    Beat, BootId, ControlEvent, Effect, EngineEvent, Epoch, Event, Lease, Node, NodeConfig,
+    PeerMessage, Session, State, Tell,
 };
 use vrrp::{AdvertInterval, Instance, InstanceConfig, Mode, Priority, Received, Vrid};
 

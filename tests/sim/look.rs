@@ -29,7 +29,8 @@ impl World {
             let up = host.guardian.is_some() && host.engine.is_some() && host.carrier;
             up && !host.is_paused(self.now) && !host.disk_broken && (!never || self.quiet)
         });
-        let serves = (0..2).any(|host| self.hosts[host].page.state.is_master() && self.leased(host));
+        let serves =
+            (0..2).any(|host| self.hosts[host].page.state.is_master() && self.leased(host));
         self.checker.look_at_life(self.now, healthy, serves, self.life_bound());
     }
 

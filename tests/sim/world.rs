@@ -356,7 +356,8 @@ impl World {
 
     /// Data of a silent host: nobody acks, so the other end gives up in time.
     pub(crate) fn host_fell_silent(&mut self, host: usize) {
-        let kinds: Vec<(Use, u64)> = self.conns.iter().map(|(kind, conn)| (*kind, conn.id)).collect();
+        let kinds: Vec<(Use, u64)> =
+            self.conns.iter().map(|(kind, conn)| (*kind, conn.id)).collect();
         for (kind, id) in kinds {
             if let Some(conn) = self.conns.get_mut(&kind) {
                 conn.queue[host].clear();
@@ -371,5 +372,4 @@ impl World {
         self.after(LOOK, Ev::Look);
         self.look_at_all();
     }
-
 }
