@@ -66,6 +66,8 @@ pub(crate) struct Client {
     pending: Option<Pending>,
     received: Vec<u8>,
     slots: Vec<Slot>,
+    /// The last command was not answered: try again later.
+    refused: bool,
     pub(crate) commands: u64,
 }
 
@@ -80,6 +82,7 @@ impl Client {
             pending: None,
             received: Vec::new(),
             slots: Vec::new(),
+            refused: false,
             commands: 0,
         };
         (0..CLIENTS).map(client).collect()
@@ -95,7 +98,12 @@ pub(crate) fn value_index(value: &[u8]) -> u64 {
 impl World {
     /// A client's time has come: connect, send, or lose patience.
     pub(crate) fn client_acts(&mut self, id: usize) {
-        let pause = if self.quiet { 30 * MS } else { self.rng.range(MS, 8 * MS) };
+        let pause = match self.clients[id].refused {
+            _ if self.quiet => 30 * MS,
+            true => self.rng.range(10 * MS, 40 * MS),
+            false => self.rng.range(MS, 8 * MS),
+        };
+        self.clients[id].refused = false;
         self.after(pause, Ev::Client(id));
         if let Some(pending) = &self.clients[id].pending {
             if self.now < pending.since + PATIENCE {
@@ -217,6 +225,7 @@ impl World {
             }
         }
         let Some(pending) = self.clients[id].pending.take() else { return };
+        self.clients[id].refused = true;
         if pending.what == What::Read {
             return;
         }
