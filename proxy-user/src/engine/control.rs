@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::start::{Engine, Start, StartError};
 use super::worker::{Events, Mail, Shared};
@@ -62,8 +62,15 @@ pub fn run(control: OwnedFd) -> Result<(), EngineError> {
     };
     channel.send(&ToGuardian::Hello(engine.hello().clone()))?;
     watch_guardian(page, Arc::clone(engine.shared()))?;
-    let grace = obey(&channel, &engine)?;
-    engine.stop(grace);
+    match obey(&channel, &engine) {
+        Ok(grace) => engine.stop(grace),
+        Err(error) => {
+            // Nobody answers for the address any more, so neither do we. The sockets are closed
+            // first, so that their FIN leaves while the address is still there.
+            engine.stop(Duration::ZERO);
+            return Err(error);
+        }
+    }
     channel.send(&ToGuardian::Stopped)?;
     drop(seat);
     Ok(())
@@ -83,10 +90,7 @@ fn obey(channel: &EngineEnd, engine: &Engine) -> Result<Duration, EngineError> {
         let message = match channel.recv(LISTEN_TIME) {
             Ok((message, _)) => message,
             Err(ChannelError::Io(error)) if error.kind() == io::ErrorKind::TimedOut => continue,
-            Err(error) => {
-                abandon(shared);
-                return Err(error.into());
-            }
+            Err(error) => return Err(error.into()),
         };
         match message {
             ToEngine::Config(_) => tracing::warn!("a second configuration is ignored"),
@@ -110,14 +114,6 @@ fn prepare(channel: &EngineEnd, shared: &Shared, epoch: u16) {
     }
 }
 
-/// The guardian is dead: nobody answers for the address any more, so neither do we. The sockets are
-/// closed first, so that their FIN leaves while the address is still there.
-fn abandon(shared: &Shared) {
-    for mailbox in &shared.mailboxes {
-        mailbox.post(Mail::Stop(std::time::Instant::now()));
-    }
-}
-
 /// Learns of the guardian's death at its first moment, from its seat in the page. A seat that was
 /// given back is no death: then the socket says what happens.
 fn watch_guardian(page: SharedPage, shared: Arc<Shared>) -> io::Result<()> {
@@ -136,7 +132,9 @@ fn watch_guardian(page: SharedPage, shared: Arc<Shared>) -> io::Result<()> {
             }
         }
         tracing::error!("the guardian is dead");
-        abandon(&shared);
+        for mailbox in &shared.mailboxes {
+            mailbox.post(Mail::Stop(Instant::now()));
+        }
     };
     std::thread::Builder::new().name("watch".into()).spawn(watch).map(drop)
 }

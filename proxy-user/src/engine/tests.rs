@@ -1,13 +1,16 @@
 //! Whole engines in this process: clients, roles, restarts, orders.
 
-use std::net::Shutdown;
+use std::net::{Shutdown, SocketAddr, TcpListener};
 use std::os::fd::AsFd;
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::driver::tests::modes;
-use super::testing::{Client, Rig, store};
-use crate::control::message::{SyncCommand, SyncEvent, Target, ToGuardian};
+use super::testing::{Client, Rig, snapshot, store};
+use crate::control::channel::{self, GuardianEnd};
+use crate::control::message::{self, SyncCommand, SyncEvent, Target, ToEngine, ToGuardian};
 use crate::control::role::State;
+use crate::control::shared::{Liveness, SharedPage};
 use crate::node::Epoch;
 
 #[test]
@@ -135,4 +138,75 @@ fn stopping_lets_answers_out_and_ends_in_time() {
         assert!(start.elapsed() < Duration::from_secs(4), "{:?}", start.elapsed());
         client.hear_end();
     }
+}
+
+/// The other end of a `run` on its own thread.
+fn guarded(workers: u16) -> (GuardianEnd, SharedPage, SocketAddr, JoinHandle<bool>) {
+    let (guardian, theirs) = channel::pair().unwrap();
+    let (page, page_fd) = SharedPage::create(workers).unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let mut snapshot = snapshot(workers);
+    snapshot.cache.as_mut().unwrap().memory = 8 << 20;
+    let service = message::Service::Cache;
+    snapshot.listeners.push(message::Listener { worker: 0, service, address });
+    let store = store();
+    let fds = [page_fd.as_fd(), store.as_fd(), listener.as_fd()];
+    guardian.send_with(&ToEngine::Config(Box::new(snapshot)), &fds).unwrap();
+    let thread = std::thread::spawn(move || super::run(theirs).is_ok());
+    (guardian, page, address, thread)
+}
+
+fn answer(guardian: &GuardianEnd) -> ToGuardian {
+    guardian.recv(Duration::from_secs(10)).unwrap().0
+}
+
+#[test]
+fn a_guardian_configures_promotes_and_stops_an_engine() {
+    let (guardian, page, address, thread) = guarded(2);
+    let ToGuardian::Hello(hello) = answer(&guardian) else { panic!("no hello") };
+    assert!(hello.store.is_some_and(|store| store.fresh && store.items == 0));
+    for seat in page.engine_seats() {
+        assert!(matches!(page.liveness(seat), Liveness::Alive(_)), "{seat:?}");
+    }
+    guardian.send(&ToEngine::Prepare { epoch: 2 }).unwrap();
+    assert_eq!(answer(&guardian), ToGuardian::Prepared { epoch: 2 });
+    page.set_lease(u64::MAX);
+    let role = page.set_role(State::MasterSolo, 2);
+    guardian.send(&ToEngine::Role(role)).unwrap();
+    guardian.send(&ToEngine::PredecessorReaped).unwrap();
+    let mut client = Client::connect(address);
+    client.ask("set k 0 0 1\r\nx\r\n", "STORED\r\n");
+    client.ask("get k\r\n", "VALUE k 0 1\r\nx\r\nEND\r\n");
+    guardian.send(&ToEngine::Stop { grace_ms: 1000 }).unwrap();
+    assert_eq!(answer(&guardian), ToGuardian::Stopped);
+    assert!(thread.join().unwrap());
+    client.hear_end();
+    assert!(page.engine_is_gone());
+}
+
+#[test]
+fn an_engine_without_its_guardian_ends_and_closes_everything() {
+    let (guardian, page, address, thread) = guarded(1);
+    assert!(matches!(answer(&guardian), ToGuardian::Hello(_)));
+    let mut client = Client::connect(address);
+    drop(guardian);
+    client.hear_end();
+    assert!(!thread.join().unwrap(), "it is an error");
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while !page.engine_is_gone() {
+        assert!(Instant::now() < deadline, "workers go on");
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn descriptors_that_do_not_fit_are_refused_with_a_reason() {
+    let (guardian, theirs) = channel::pair().unwrap();
+    let (_page, page_fd) = SharedPage::create(1).unwrap();
+    let message = ToEngine::Config(Box::new(snapshot(1)));
+    guardian.send_with(&message, &[page_fd.as_fd()]).unwrap();
+    let thread = std::thread::spawn(move || super::run(theirs).is_ok());
+    assert!(matches!(answer(&guardian), ToGuardian::Failed { .. }));
+    assert!(!thread.join().unwrap());
 }

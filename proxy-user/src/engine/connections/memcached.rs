@@ -465,6 +465,20 @@ fn maintain(core: &mut Core, service: &CacheService) {
 fn report(core: &Core, service: &CacheService) {
     use cache::stats::Counter as C;
     let Some(own) = service.counters.get(core.index) else { return };
+    let commands = [
+        C::CmdGet,
+        C::CmdSet,
+        C::CmdTouch,
+        C::CmdFlush,
+        C::DeleteHits,
+        C::DeleteMisses,
+        C::IncrHits,
+        C::IncrMisses,
+        C::DecrHits,
+        C::DecrMisses,
+    ];
+    let commands = commands.iter().map(|counter| own.value(*counter)).sum();
+    core.page.set(Counter::CacheCommands, commands);
     core.page.set(Counter::CacheGets, own.value(C::CmdGet));
     core.page.set(Counter::CacheHits, own.value(C::GetHits));
     core.page.set(Counter::CacheSets, own.value(C::CmdSet));
