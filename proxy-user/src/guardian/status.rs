@@ -38,7 +38,8 @@ pub struct Status {
     pub uptime_ms: u64,
     /// Whether clients are served: what `/healthz` says.
     pub health: Health,
-    /// The role.
+    /// The role; its fields stand beside the others, `state` as `role`.
+    #[serde(flatten)]
     pub role: RoleStatus,
     /// The addresses that move between the nodes.
     pub vips: Vec<VipStatus>,
@@ -97,6 +98,7 @@ impl Health {
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct RoleStatus {
     /// `BOOT`, `JOIN`, `CATCHUP`, `SYNCED`, `MASTER`, `MASTER_SOLO`, `HANDOVER` or `FENCED`.
+    #[serde(rename = "role")]
     pub state: &'static str,
     /// The reign, or the one that is followed; 0 before the first.
     pub epoch: u16,

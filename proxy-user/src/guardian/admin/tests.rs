@@ -235,9 +235,9 @@ fn json_has_the_documented_names() {
         for (pointer, expected) in [
             ("/node", "\"a\""),
             ("/cluster", "\"shop\""),
-            ("/role/state", "\"MASTER\""),
-            ("/role/epoch", "6"),
-            ("/role/cause", "\"caught_up\""),
+            ("/role", "\"MASTER\""),
+            ("/epoch", "6"),
+            ("/cause", "\"caught_up\""),
             ("/health", "\"serving\""),
             ("/vips/0/answering", "true"),
             ("/vips/0/carrier", "false"),
