@@ -51,6 +51,9 @@ pub enum Verb {
     /// The engine process; started by the guardian
     #[command(hide = true)]
     Engine,
+    /// A small HTTP backend to try the balancer with
+    #[command(hide = true)]
+    Demo(crate::demo::Args),
 }
 
 /// Options of `tandem run`.

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use proxy_user::cli::{Cli, EXIT_RUNTIME, EXIT_USAGE, Verb};
-use proxy_user::{control, engine, guardian, telemetry};
+use proxy_user::{control, demo, engine, guardian, telemetry};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -16,6 +16,7 @@ fn main() -> ExitCode {
         Verb::Status(options) => guardian::show_status(&options).map(say),
         Verb::Keygen { file } => guardian::keygen(&file).map(say),
         Verb::Engine => return child("engine", run_engine()),
+        Verb::Demo(args) => return child("demo", run_demo(&args)),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -32,6 +33,12 @@ fn run_engine() -> anyhow::Result<()> {
     let _logs = telemetry::init(&control::child_log())?;
     let control = std::io::stdin().as_fd().try_clone_to_owned()?;
     Ok(engine::run(control)?)
+}
+
+fn run_demo(args: &demo::Args) -> anyhow::Result<()> {
+    control::die_with_parent()?;
+    let _logs = telemetry::init(&control::child_log())?;
+    demo::run(args)
 }
 
 fn child(name: &str, done: anyhow::Result<()>) -> ExitCode {
