@@ -73,7 +73,7 @@ impl Shared {
         bytes.shrink_to(BUFFER_KEPT);
         let mut buffer = self.buffer.lock();
         buffer.busy = false;
-        while buffer.bytes.is_empty() {
+        while buffer.bytes.is_empty() && buffer.lost == 0 {
             self.emptied.notify_all();
             self.filled.wait(&mut buffer);
         }

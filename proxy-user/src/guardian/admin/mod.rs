@@ -82,10 +82,10 @@ fn router(status: StatusHandle) -> Router {
 }
 
 async fn show_page(State(admin): State<Admin>) -> Response {
-    let Ok(nonce) = getrandom::u64() else {
+    let (Ok(high), Ok(low)) = (getrandom::u64(), getrandom::u64()) else {
         return (StatusCode::INTERNAL_SERVER_ERROR, "no randomness\n").into_response();
     };
-    let nonce = format!("{nonce:016x}");
+    let nonce = format!("{high:016x}{low:016x}");
     let policy = format!(
         "default-src 'none'; style-src 'nonce-{nonce}'; script-src 'nonce-{nonce}'; \
          connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; \

@@ -165,7 +165,7 @@ fn peer(html: &mut Html, peer: &PeerStatus) {
             }
         }
         if let Some(rtt) = path.rtt_us {
-            html.raw(", ").text(rtt).raw(" \u{b5}s round trip");
+            html.raw(" \u{b7} rtt ").text(rtt).raw(" \u{b5}s");
         }
         html.raw("</dd>");
     }

@@ -140,7 +140,7 @@ fn the_page_is_whole_and_escaped() {
         assert!(body.matches("alert(&#39;x&#39;)").count() >= 7, "{body}");
         assert_eq!(body.matches("<script").count(), 1);
         let nonce = head.split("script-src 'nonce-").nth(1).unwrap().split('\'').next().unwrap();
-        assert!(nonce.len() == 16 && body.contains(&format!("<script nonce=\"{nonce}\">")));
+        assert!(nonce.len() == 32 && body.contains(&format!("<script nonce=\"{nonce}\">")));
         assert!(!body.contains("style=\""), "the policy forbids style attributes");
         let (_, other, _) = get_path(address, "/");
         assert!(!other.contains(nonce), "a nonce is used once");
