@@ -88,10 +88,73 @@ fn filter(
 
 #[cfg(test)]
 mod tests {
+    use std::io::Read as _;
+    use std::process::Stdio;
+
     use super::*;
 
     fn log(level: &str) -> config::Log {
         config::Log { level: level.to_owned(), ..config::Log::default() }
+    }
+
+    /// The child of the tests below: logs much more than a pipe or the buffer holds.
+    #[test]
+    fn child() {
+        let Ok(mode) = std::env::var(CHILD) else { return };
+        let guard = init(&log("info")).unwrap();
+        for number in 0..LINES {
+            tracing::info!(number, "{}", "x".repeat(1000));
+        }
+        if mode == "flush" {
+            // So that there is room for it.
+            guard.0.flush();
+            tracing::warn!("the last line");
+        }
+        println!("all is logged");
+        drop(guard);
+        std::process::exit(0);
+    }
+
+    const CHILD: &str = "TANDEM_TEST_LOG_CHILD";
+    const LINES: usize = 2000;
+
+    fn run_child(mode: &str) -> std::process::Child {
+        std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "telemetry::tests::child", "--nocapture"])
+            .env(CHILD, mode)
+            .env_remove(VARIABLE)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap()
+    }
+
+    /// Nobody reads stderr: who logs goes on, and the end does not wait for ever.
+    #[test]
+    fn a_held_terminal_stops_nobody() {
+        let mut child = run_child("held");
+        let _unread = child.stderr.take().unwrap();
+        let mut said = String::new();
+        child.stdout.take().unwrap().read_to_string(&mut said).unwrap();
+        assert!(said.contains("all is logged"), "{said}");
+        assert!(child.wait().unwrap().success());
+    }
+
+    #[test]
+    fn the_last_line_is_written() {
+        let child = run_child("flush");
+        let output = child.wait_with_output().unwrap();
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.success(), "{text}");
+        let lines: Vec<&str> = text.lines().collect();
+        assert!(lines.last().unwrap().ends_with("telemetry::tests: the last line"), "{text}");
+        let lost: usize = lines
+            .iter()
+            .filter_map(|line| line.strip_prefix('(')?.split(' ').next()?.parse::<usize>().ok())
+            .sum();
+        let shown = lines.iter().filter(|line| line.contains(" number=")).count();
+        assert_eq!(shown + lost, LINES, "each line is there or counted");
     }
 
     #[test]
