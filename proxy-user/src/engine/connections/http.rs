@@ -270,6 +270,7 @@ impl Http {
         if let Some(reason) = record.reason {
             ctx.count(Counter::HttpRefused, 1);
             ctx.shared().http.refused[reason.index()].fetch_add(1, Ordering::Relaxed);
+            ctx.core.page.refuse(reason);
         }
         if let Some((upstream, server, change)) = record.change {
             let out = change == Change::Removed;

@@ -434,6 +434,14 @@ fn look_at(core: &mut Core, service: &CacheService, role: Role) -> Vec<Key> {
 
 fn report_late(core: &Core, service: &CacheService, oldest: Option<Instant>) {
     core.page.set(Counter::AnswersHeld, core.locals.memcached.waiting.len() as u64);
+    match oldest.map(|since| core.now.saturating_duration_since(since).as_nanos()) {
+        Some(age) => {
+            let age = u64::try_from(age).unwrap_or(u64::MAX);
+            core.page.set_held_since(Some(monotonic_ns().saturating_sub(age)));
+        }
+        None if core.locals.memcached.waiting.is_empty() => core.page.set_held_since(None),
+        None => {}
+    }
     let late = oldest.is_some_and(|since| core.now.duration_since(since) > service.ack_timeout);
     let role = core.shared.page.role();
     if late && role.state == State::Master {
