@@ -288,9 +288,11 @@ impl Session {
                 self.reply_all(ctx, noreply, &versions);
             }
             Request::Stats(topic) => {
-                if self.output.stamp(ctx) {
-                    stats::answer(self.output.writer(), topic, ctx.cache, ctx.server, ctx.now);
+                if !self.output.stamp(ctx) {
+                    self.close_now(CloseReason::RoleChanged);
+                    return Ok(());
                 }
+                stats::answer(self.output.writer(), topic, ctx.cache, ctx.server, ctx.now);
             }
             Request::Version => self.say(ctx, &["VERSION ", VERSION]),
             Request::Verbosity { noreply } => {

@@ -76,8 +76,6 @@ pub enum Refusal {
     ItemLimit = 5,
     /// Link index or count make no sense.
     LinkNumber = 6,
-    /// This node is a primary itself.
-    NotReplica = 7,
 }
 
 impl Refusal {
@@ -89,7 +87,6 @@ impl Refusal {
             Self::HashKey,
             Self::ItemLimit,
             Self::LinkNumber,
-            Self::NotReplica,
         ];
         all.into_iter().find(|r| *r as u8 == byte)
     }

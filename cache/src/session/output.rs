@@ -61,11 +61,14 @@ impl Output {
         &mut self.bytes
     }
 
-    /// Takes back what was written since `position`, if it has not left. Returns whether it did.
-    pub(super) fn take_back(&mut self, position: u64) -> bool {
-        let Some(keep) = position.checked_sub(self.base) else { return false };
+    /// Takes back what was written since `position`, if it has not left. Marks of what is taken
+    /// back stay, for what comes in its place: later answers rely on them.
+    pub(super) fn take_back(&mut self, position: u64) {
+        let Some(keep) = position.checked_sub(self.base) else { return };
         self.bytes.truncate(usize::try_from(keep).unwrap_or(usize::MAX));
-        true
+        for mark in self.marks.iter_mut().rev().take_while(|mark| mark.start > position) {
+            mark.start = position;
+        }
     }
 
     /// Says under what epoch bytes are about to be written. False if earlier ones of another
@@ -97,6 +100,7 @@ impl Output {
     /// How many bytes may leave now.
     pub(super) fn open(&mut self, ctx: &Context<'_>) -> Open {
         if self.bytes.is_empty() {
+            self.unmarked = false;
             self.unhold();
             return Open::Bytes(0);
         }

@@ -255,6 +255,26 @@ mod gate {
     }
 
     #[test]
+    fn marks_of_values_taken_back_hold_what_comes_in_their_place() {
+        let bench = Bench::new(GateRole::Master);
+        let (mut writer, mut session) = (Session::new(), Session::new());
+        let keys = ["a", "b"];
+        assert_ne!(bench.cache.partition_of(b"a"), bench.cache.partition_of(b"b"));
+        for key in keys {
+            let line = format!("set {key} 0 0 300\r\n{}\r\n", "x".repeat(300));
+            bench.talk(&mut writer, line.as_bytes());
+        }
+        let sent = expand("get a b <k*251>\r\nget b\r\n", "");
+        assert_eq!(bench.talk(&mut session, &sent), (vec![], Transmit::Held));
+        bench.shared.acknowledge(bench.cache.partition_of(b"a") as u8, u64::MAX);
+        assert_eq!(bench.talk(&mut session, b""), (vec![], Transmit::Held));
+        bench.shared.acknowledge(bench.cache.partition_of(b"b") as u8, u64::MAX);
+        let (out, transmit) = bench.talk(&mut session, b"");
+        assert!(out.starts_with(b"CLIENT_ERROR bad command line format\r\nVALUE b 0 300"));
+        assert_eq!(transmit, Transmit::Idle);
+    }
+
+    #[test]
     fn flush_waits_for_every_partition() {
         let bench = Bench::new(GateRole::Master);
         let mut session = Session::new();

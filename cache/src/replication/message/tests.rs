@@ -28,7 +28,7 @@ fn fixed_messages_come_back_as_they_were() {
         Message::Hello(hello()),
         Message::HelloAck { store_id: 5, node: "b" },
         Message::Refused(Refusal::Epoch),
-        Message::Refused(Refusal::NotReplica),
+        Message::Refused(Refusal::LinkNumber),
         Message::SyncBegin { partition: 63, version: 6 << 48 },
         Message::SyncEnd { partition: 0, version: 9, last_delete: 8, flush_in: None },
         Message::SyncEnd { partition: 0, version: 9, last_delete: 8, flush_in: Some(0) },
