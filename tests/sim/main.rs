@@ -26,7 +26,8 @@ mod process;
 mod trace;
 mod world;
 
-use world::{Mutation, Options, World};
+use faults::{Fault, Plan};
+use world::{MS, Mutation, Options, World};
 
 /// Seeds of one test run.
 const SEEDS: std::ops::Range<u64> = 0..256;
@@ -103,34 +104,51 @@ fn same_seed_same_trace() {
     assert_ne!(play(3, Mutation::Sound, false).trace.hash(), other.trace.hash());
 }
 
-/// A planted fault is found by this seed, which is clean without it.
-fn planted(mutation: Mutation, pinned: u64, expected: &str) {
-    let search = std::env::var("SIM_SEARCH").is_ok();
-    let mut found = Vec::new();
-    for seed in if search { 0..200 } else { pinned..pinned + 1 } {
-        let world = play(seed, mutation, false);
-        if let Some(complaint) = world.checker.complaint() {
-            println!("{mutation:?}: seed {seed}: {complaint}");
-            found.push((seed, complaint.to_owned()));
-        }
-    }
-    if search {
-        return;
-    }
-    let (seed, complaint) = found.first().expect("the checkers find the planted fault");
-    assert!(complaint.contains(expected), "{complaint}");
-    let world = play(*seed, Mutation::Sound, false);
-    assert!(world.checker.complaint().is_none(), "{}", report(&world, *seed));
+/// A plan by hand, for the scripted tests: side a becomes master, then these faults.
+fn scripted(faults: &[(u64, Fault)]) -> Plan {
+    let faults = faults.iter().map(|(ms, fault)| (ms * MS, *fault)).collect();
+    Plan { faults, ..Plan::calm(3_000 * MS) }
 }
 
-/// An answer leaves before the peer has acked what it stands on.
+fn play_plan(seed: u64, mutation: Mutation, plan: Plan) -> World {
+    let print = std::env::var("SIM_SEED").is_ok();
+    let mut world = World::new(Options { seed, mutation, plan: Some(plan), print });
+    world.run();
+    world.look_at_the_end();
+    world
+}
+
+/// A planted fault is found by its pinned seed and plan, which are clean without it.
+fn planted(mutation: Mutation, seed: u64, faults: &[(u64, Fault)]) {
+    let found = play_plan(seed, mutation, scripted(faults));
+    let complaint = found.checker.complaint().expect("the checkers find the planted fault");
+    println!("planted {mutation:?}, seed {seed}: found: {complaint}");
+    assert!(complaint.contains("was answered"), "{complaint}");
+    let sound = play_plan(seed, Mutation::Sound, scripted(faults));
+    assert!(sound.checker.complaint().is_none(), "{}", report(&sound, seed));
+}
+
+/// An answer leaves before the peer has acked what it stands on; then the master dies.
 #[test]
 fn planted_answer_before_ack_is_found() {
-    planted(Mutation::AnswerBeforeAck, 57, "was answered");
+    let faults = [
+        (700, Fault::Slow { host: 1, length: 100 * MS }),
+        (750, Fault::Power { host: 0, back: 400 * MS }),
+        (1_600, Fault::Calm),
+    ];
+    planted(Mutation::AnswerBeforeAck, 7, &faults);
 }
 
-/// A master goes solo on an OutOfSync that the peer never confirmed; the peer then takes over.
+/// A master goes solo on an OutOfSync that its peer never heard, and so never confirmed; the peer,
+/// in sync by all it knows, takes over.
 #[test]
 fn planted_unconfirmed_out_of_sync_is_found() {
-    planted(Mutation::UnconfirmedOutOfSync, 25, "was answered");
+    let faults = [
+        (700, Fault::Cut { path: 0, from: 0 }),
+        (700, Fault::Cut { path: 1, from: 0 }),
+        (1_200, Fault::Mend { path: 0 }),
+        (1_200, Fault::Mend { path: 1 }),
+        (1_600, Fault::Calm),
+    ];
+    planted(Mutation::UnconfirmedOutOfSync, 7, &faults);
 }
