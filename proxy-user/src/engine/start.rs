@@ -22,9 +22,9 @@ use crate::control::shared::{Seat, SharedPage};
 
 /// Client connections open at once, in all workers together.
 const CONNECTIONS_MAX: usize = 16_384;
-/// How long listeners are swept after the start behind a dead engine: its ring takes wake-ups
-/// until it is reaped.
-const SWEEP_TIME: Duration = Duration::from_secs(1);
+/// How long listeners are swept at most after the start behind a dead engine: its ring takes
+/// wake-ups until it is reaped, which the guardian tells.
+const SWEEP_TIME: Duration = Duration::from_secs(10);
 /// Time for all workers to come up.
 const START_TIME: Duration = Duration::from_secs(10);
 

@@ -175,6 +175,8 @@ pub(crate) struct Local {
     held_elsewhere: Option<Instant>,
     now: Option<Now>,
     maintained: Option<Instant>,
+    /// Changes made by this worker's clients, as last reported.
+    writes: u64,
 }
 
 impl Local {
@@ -470,9 +472,15 @@ fn maintain(core: &mut Core, service: &CacheService) {
 }
 
 /// What this worker's clients did, for the guardian.
-fn report(core: &Core, service: &CacheService) {
+fn report(core: &mut Core, service: &CacheService) {
     use cache::stats::Counter as C;
     let Some(own) = service.counters.get(core.index) else { return };
+    let writes = [C::CmdSet, C::CmdFlush, C::DeleteHits, C::IncrHits, C::DecrHits, C::TouchHits];
+    let writes = writes.iter().map(|counter| own.value(*counter)).sum();
+    let before = std::mem::replace(&mut core.locals.memcached.writes, writes);
+    if core.shared.config.link.is_some() && core.shared.page.role().state == State::MasterSolo {
+        core.page.add(Counter::AnswersUnprotected, writes - before);
+    }
     let commands = [
         C::CmdGet,
         C::CmdSet,

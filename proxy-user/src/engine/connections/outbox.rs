@@ -2,23 +2,31 @@
 //! one turn leave with one operation.
 
 /// Buffers with more room than this are not kept for reuse.
-const KEPT_MAX: usize = 128 * 1024;
-/// Spare buffers kept by a worker.
-const SPARES_MAX: usize = 64;
+const KEPT_MAX: usize = 1 << 20;
+/// Room of all spare buffers kept by a worker. Not keeping the large ones would be dear: each new
+/// one is fresh pages from the kernel.
+const SPARES_MAX: usize = 16 << 20;
 
 /// Empty buffers for reuse, shared by a worker's connections: an idle connection holds none.
 #[derive(Debug, Default)]
-pub(crate) struct Spares(Vec<Vec<u8>>);
+pub(crate) struct Spares {
+    buffers: Vec<Vec<u8>>,
+    room: usize,
+}
 
 impl Spares {
     pub(crate) fn take(&mut self) -> Vec<u8> {
-        self.0.pop().unwrap_or_else(|| Vec::with_capacity(4096))
+        let Some(buffer) = self.buffers.pop() else { return Vec::with_capacity(4096) };
+        self.room -= buffer.capacity();
+        buffer
     }
 
     pub(crate) fn give(&mut self, mut buffer: Vec<u8>) {
-        if buffer.capacity() <= KEPT_MAX && buffer.capacity() > 0 && self.0.len() < SPARES_MAX {
+        let room = buffer.capacity();
+        if (1..=KEPT_MAX).contains(&room) && self.room + room <= SPARES_MAX {
             buffer.clear();
-            self.0.push(buffer);
+            self.room += room;
+            self.buffers.push(buffer);
         }
     }
 }
@@ -85,8 +93,13 @@ mod tests {
         let mut spares = Spares::default();
         spares.give(Vec::with_capacity(KEPT_MAX + 1));
         spares.give(Vec::new());
-        assert!(spares.0.is_empty());
+        assert!(spares.buffers.is_empty());
         spares.give(vec![1; 100]);
         assert!(spares.take().is_empty(), "given out empty");
+        assert_eq!(spares.room, 0);
+        for _ in 0..20 {
+            spares.give(Vec::with_capacity(KEPT_MAX));
+        }
+        assert!(spares.room <= SPARES_MAX, "{}", spares.room);
     }
 }

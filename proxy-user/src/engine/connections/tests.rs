@@ -414,3 +414,57 @@ fn a_layer_stands_between_socket_and_protocol() {
         assert_eq!(hear(&ear), "xy");
     });
 }
+
+/// Clients that come, speak, and go in every rude way; those who listen hear what they said.
+#[test]
+fn a_crowd_that_comes_and_goes_leaves_nothing_behind() {
+    both(|mode| {
+        let running = start(mode, 10_000, echo());
+        let address = running.address;
+        let crowd: Vec<JoinHandle<()>> = (0..4u64)
+            .map(|seed| std::thread::spawn(move || visit(address, 0x9e37_79b9 + seed)))
+            .collect();
+        for visitor in crowd {
+            visitor.join().unwrap();
+        }
+        // `Running` asserts at its end that no connection is counted any more.
+    });
+}
+
+fn visit(address: SocketAddr, mut seed: u64) {
+    let mut random = move |below: u64| {
+        seed ^= seed << 13;
+        seed ^= seed >> 7;
+        seed ^= seed << 17;
+        (seed % below) as usize
+    };
+    for _ in 0..150 {
+        let mut stream = TcpStream::connect(address).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        let said = vec![7; random(100_000)];
+        match random(4) {
+            0 => drop(stream),
+            1 => {
+                socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO)).unwrap();
+                stream.write_all(&said[..said.len().min(2_000)]).unwrap();
+            }
+            2 => {
+                let part = &said[..said.len().min(20_000)];
+                stream.write_all(part).unwrap();
+                stream.read_exact(&mut vec![0; part.len() / 2]).unwrap();
+            }
+            _ => {
+                let writing = stream.try_clone().unwrap();
+                let copy = said.clone();
+                let writing = std::thread::spawn(move || {
+                    (&writing).write_all(&copy).unwrap();
+                    writing.shutdown(Shutdown::Write).unwrap();
+                });
+                let mut heard = Vec::new();
+                stream.read_to_end(&mut heard).unwrap();
+                writing.join().unwrap();
+                assert_eq!(heard.len(), said.len());
+            }
+        }
+    }
+}

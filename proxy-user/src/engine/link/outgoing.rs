@@ -1,7 +1,7 @@
 //! The master's end of one link.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use cache::replication::{LinkLost, LinkSession, Sender, SenderConfig, SenderEvent};
 use nix::time::{ClockId, clock_gettime};
@@ -20,6 +20,8 @@ const OUTBOX_MARK: usize = 512 * 1024;
 const BUDGET: usize = 256 * 1024;
 /// Unsent records that a partition may keep.
 const BACKLOG: usize = 16 << 20;
+/// The lag is measured this often: it locks every partition of the link.
+const MEASURE_EVERY: Duration = Duration::from_millis(500);
 /// Time for connecting and for the peer's first words.
 const HELLO_TIME: Duration = Duration::from_secs(3);
 
@@ -30,6 +32,8 @@ pub struct Outgoing {
     worker: usize,
     epoch: u16,
     sender: Option<Sender>,
+    /// When the lag was last told.
+    measured: Option<Instant>,
 }
 
 /// Dials the peer, if this node is the master.
@@ -76,7 +80,7 @@ fn again(core: &mut Core) {
 
 impl Outgoing {
     fn new(shared: &Arc<Shared>, worker: usize, epoch: u16) -> Self {
-        Self { shared: Arc::clone(shared), worker, epoch, sender: None }
+        Self { shared: Arc::clone(shared), worker, epoch, sender: None, measured: None }
     }
 
     /// Sends what the streams have, as far as the peer keeps up.
@@ -91,6 +95,11 @@ impl Outgoing {
                     break;
                 }
             }
+        }
+        if self.measured.is_none_or(|at| ctx.core.now >= at + MEASURE_EVERY) {
+            self.measured = Some(ctx.core.now);
+            let (_, backlog) = sender.lag(&context);
+            ctx.core.page.set(Counter::ReplicationLagBytes, (backlog + ctx.unsent()) as u64);
         }
         if let Some(since) = held {
             ctx.core.locals.memcached.held_elsewhere(since);
@@ -178,6 +187,7 @@ impl Protocol for Outgoing {
         }
         let (epoch, worker) = (self.epoch, self.worker);
         self.shared.streams.sending(&self.shared, |book| book.down(epoch, worker));
+        ctx.core.page.set(Counter::ReplicationLagBytes, 0);
         let local = &mut ctx.core.locals.link;
         if local.outgoing == Some(ctx.key) {
             local.outgoing = None;
