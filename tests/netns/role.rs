@@ -136,12 +136,13 @@ fn a_stop_leaves_nothing_behind() -> Result<()> {
     Ok(())
 }
 
-/// Addresses, routes, sysctls and attached programs of node a.
+/// IPv4 addresses and routes, sysctls and attached programs of node a. Not IPv6: the kernel adds
+/// link-local addresses at its own time.
 fn traces(pair: &Pair) -> Result<String> {
     let node = pair.namespace(Side::A);
-    let addresses = node.ip(&["-o", "address"])?;
+    let addresses = node.ip(&["-4", "-o", "address"])?;
     let programs = node.ip(&["-d", "link", "show", "lan"])?.contains("xdp");
-    let routes = node.ip(&["route", "show", "table", "all"])?;
+    let routes = node.ip(&["-4", "route", "show", "table", "all"])?;
     let sysctls = node.run(|| {
         let read = |name: &str| {
             std::fs::read_to_string(format!("/proc/sys/net/ipv4/conf/{name}")).unwrap_or_default()

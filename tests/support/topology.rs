@@ -384,7 +384,7 @@ listen = "127.0.0.1:9900"
     /// As of `ip`.
     pub fn carrier(&self, side: Side, up: bool) -> Result<()> {
         let state = if up { "up" } else { "down" };
-        self.lan.ip(&["link", "set", side.name(), state]).map(drop)
+        self.lan.ip(&["link", "set", "dev", side.name(), state]).map(drop)
     }
 
     /// A node's `/status.json`.
@@ -458,8 +458,8 @@ listen = "127.0.0.1:9900"
 }
 
 fn bridge(namespace: &Namespace) -> Result<()> {
-    namespace.ip(&["link", "add", "br", "type", "bridge", "forward_delay", "0"])?;
-    namespace.ip(&["link", "set", "br", "up"]).map(drop)
+    namespace.ip(&["link", "add", "name", "br", "type", "bridge", "forward_delay", "0"])?;
+    namespace.ip(&["link", "set", "dev", "br", "up"]).map(drop)
 }
 
 /// A cable: `port` on the bridge, `interface` with `address`/24 in `node`.
@@ -471,11 +471,11 @@ fn plug(
     address: Ipv4Addr,
 ) -> Result<()> {
     let peer = ["peer", "name", interface, "netns", node.name()];
-    bridge.ip(&[&["link", "add", port, "type", "veth"][..], &peer].concat())?;
-    bridge.ip(&["link", "set", port, "master", "br", "up"])?;
+    bridge.ip(&[&["link", "add", "name", port, "type", "veth"][..], &peer].concat())?;
+    bridge.ip(&["link", "set", "dev", port, "master", "br", "up"])?;
     bridge.run(|| ethtool::gro_on(port).with_context(|| format!("GRO on {port}")))?;
     node.ip(&["address", "add", &format!("{address}/24"), "dev", interface])?;
-    node.ip(&["link", "set", interface, "up"]).map(drop)
+    node.ip(&["link", "set", "dev", interface, "up"]).map(drop)
 }
 
 /// The `tandem` program: `$TANDEM_BIN`, or beside the running test, or of the other profile.

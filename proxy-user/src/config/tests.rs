@@ -51,6 +51,7 @@ unsynced_takeover = "never"
 address = "192.0.2.100/24"
 interface = "eth0"
 vrid = 51
+[cache]
 [[http]]
 listen = "0.0.0.0:80"
 routes = [ { host = "Example.org", path = "/app", upstream = "z" }, { upstream = "a" } ]
@@ -71,7 +72,6 @@ io = "epoll"
     assert_eq!(config.upstreams[usize::from(routes[0].upstream)].name, "z");
     assert_eq!(config.upstreams[usize::from(routes[1].upstream)].name, "a");
     assert_eq!(config.engine.workers, Some(2));
-    assert!(config.cache.is_none());
 }
 
 #[test]
@@ -113,6 +113,7 @@ fn refusals_of_pairs_and_vips() {
         format!("{PAIR}[[vip]]\naddress = \"192.0.2.9/24\"\ninterface = \"eth0\"\n{line}\n")
     };
     let table: &[(String, usize, &str, &str)] = &[
+        (PAIR.replace("[cache]\nmemory = \"1GiB\"", ""), 2, "without [cache]", "add a [cache]"),
         (PAIR.replace("side = \"a\"\n", ""), 2, "side is missing", "on the other"),
         (PAIR.replace("key_file = \"pair.key\"\n", ""), 2, "key_file is missing", "keygen"),
         (PAIR.replace(":7700", ""), 5, "not an address", "add the port"),

@@ -87,7 +87,7 @@ impl Node {
             None => PairKey::random()?,
         };
         let folder = start::state_dir(&config, configured);
-        let lock = start::lock(&folder)?;
+        let lock = start::lock(&folder, !configured)?;
         let epoch_file = EpochFile::open(&folder).map_err(|error| {
             Fault::Runtime(format!(
                 "the state file {}: {error}\n  hint: it keeps an epoch from being used twice; if it \

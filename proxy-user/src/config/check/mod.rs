@@ -116,6 +116,15 @@ impl Checker<'_> {
             ],
         );
         let log = self.log(raw);
+        if let (None, Some(node)) = (&cache, &raw.node)
+            && node.get_ref().peer.is_some()
+        {
+            self.problem(
+                node.span(),
+                "a pair without [cache] is not supported yet",
+                "add a [cache] table: who is in sync decides who may take over",
+            );
+        }
         if cache.is_none() && http.is_empty() && self.problems.is_empty() {
             self.problem(
                 0..0,

@@ -350,7 +350,11 @@ impl PeerLink {
 
     /// A connection is over.
     fn end(&mut self, now: Instant, index: usize, end: &End, inputs: &mut Vec<Input>) {
-        let link = self.links.remove(index);
+        let mut link = self.links.remove(index);
+        if let (End::Lost, true, Some(session)) = (end, link.serial > 0, &link.session) {
+            // We close it and live on: its end must not look like our death.
+            link.connection.send(session, &PeerMessage::Bye.encode());
+        }
         let pause = match end {
             End::Refused(refused) => {
                 self.refuse(now, refused, link.connection.remote);

@@ -22,17 +22,23 @@ pub(in crate::guardian) type Warnings = Vec<String>;
 pub(in crate::guardian) struct Lock {
     _file: Flock<File>,
     path: PathBuf,
+    /// The folder goes too, with its state: a node without a configuration leaves nothing behind.
+    temporary: bool,
 }
 
 impl Drop for Lock {
     fn drop(&mut self) {
         // Leaving it would do no harm: the lock is what counts, not the file.
         drop(fs::remove_file(&self.path));
+        if let (true, Some(folder)) = (self.temporary, self.path.parent()) {
+            drop(fs::remove_file(folder.join("epoch")));
+            drop(fs::remove_dir(folder));
+        }
     }
 }
 
 /// Makes the state folder and takes the lock in it.
-pub(in crate::guardian) fn lock(folder: &Path) -> Result<Lock, Fault> {
+pub(in crate::guardian) fn lock(folder: &Path, temporary: bool) -> Result<Lock, Fault> {
     fs::create_dir_all(folder).map_err(|error| {
         let message = format!("cannot make the state folder {}: {error}", folder.display());
         Fault::Runtime(format!("{message}\n  hint: set state_dir in [node], or run as root"))
@@ -56,7 +62,7 @@ pub(in crate::guardian) fn lock(folder: &Path) -> Result<Lock, Fault> {
         .and_then(|()| file.rewind())
         .and_then(|()| writeln!(file, "{}", std::process::id()));
     written.map_err(|error| Fault::file("cannot write", &path, error))?;
-    Ok(Lock { _file: file, path })
+    Ok(Lock { _file: file, path, temporary })
 }
 
 /// Checks rights, kernel and interfaces. May turn io_uring off, saying so.
@@ -151,14 +157,16 @@ mod tests {
     fn one_guardian_a_folder() {
         let folder = tempfile::tempdir().unwrap();
         let state = folder.path().join("deep/state");
-        let held = lock(&state).unwrap();
-        let refused = lock(&state).unwrap_err().to_string();
+        let held = lock(&state, false).unwrap();
+        let refused = lock(&state, false).unwrap_err().to_string();
         assert!(refused.contains(&format!("pid {}", std::process::id())), "{refused}");
         drop(held);
         assert!(!state.join("lock").exists());
         // What a killed guardian leaves behind does not hinder the next.
         fs::write(state.join("lock"), "1\n").unwrap();
-        lock(&state).unwrap();
+        fs::write(state.join("epoch"), "").unwrap();
+        drop(lock(&state, true).unwrap());
+        assert!(!state.exists());
     }
 
     #[test]
