@@ -66,7 +66,7 @@ enum Server {
 pub(crate) struct Checker {
     evicts: bool,
     keys: Vec<Key>,
-    roles: Vec<(Nanos, usize, State)>,
+    roles: Vec<(Nanos, usize, State, u16)>,
     now_roles: [State; 2],
     /// When a beat of the other was last handled.
     heard: [Nanos; 2],
@@ -157,9 +157,9 @@ impl Checker {
     }
 
     /// A role word was written.
-    pub(crate) fn role(&mut self, now: Nanos, host: usize, state: State, _epoch: u16) {
+    pub(crate) fn role(&mut self, now: Nanos, host: usize, state: State, epoch: u16) {
         let before = std::mem::replace(&mut self.now_roles[host], state);
-        self.roles.push((now, host, state));
+        self.roles.push((now, host, state, epoch));
         if before.is_master() && !state.is_master() {
             // the reign is over: what it answered alone is not protected
             for key in &mut self.keys {
@@ -223,12 +223,14 @@ impl Checker {
         };
         let mut begun = [false; 2];
         let mut synced = [true; 2];
-        for (at, host, state) in self.roles.iter().rev() {
+        let mut epochs = [0; 2];
+        for (at, host, state, epoch) in self.roles.iter().rev() {
             if *at > to || begun[*host] {
                 continue;
             }
             see(*host, *state);
             synced[*host] &= *state == State::Synced;
+            epochs[*host] = *epoch;
             begun[*host] = *at < from;
             if begun == [true; 2] {
                 break;
@@ -241,7 +243,7 @@ impl Checker {
                 let host = usize::from(!a);
                 // it hears a peer that is in sync by its word: it must not answer alone
                 let hears = self.heard[host] + HEARING >= to;
-                let wrong = synced[1 - host] && hears;
+                let wrong = synced[1 - host] && epochs[0] == epochs[1] && hears;
                 if wrong { Server::Protected(host) } else { Server::Solo(host) }
             }
         }

@@ -29,8 +29,12 @@ pub(crate) enum Fault {
     Cut { path: usize, from: usize },
     /// A path works again.
     Mend { path: usize },
+    /// Datagrams are lost on every path; connections work.
+    Mute,
     /// A connection is reset by something in between.
     Reset(Use),
+    /// No connection of that use can be made for a while, and what is there is reset.
+    Refuse(Use, Nanos),
     /// The clients' segment loses or regains a host's carrier.
     Carrier { host: usize, up: bool },
     /// The state file cannot, or can again, be written.
@@ -48,7 +52,8 @@ impl Fault {
             Self::Engine { .. } | Self::Reset(_) => Some(100 * MS),
             Self::Guardian { back, .. } | Self::Power { back, .. } => Some(back),
             Self::Stop { length, .. } | Self::Slow { length, .. } => Some(length),
-            Self::Cut { .. } | Self::Carrier { up: false, .. } => Some(700 * MS),
+            Self::Refuse(_, length) => Some(length),
+            Self::Cut { .. } | Self::Mute | Self::Carrier { up: false, .. } => Some(700 * MS),
             Self::Disk { broken: true, .. } => Some(700 * MS),
             Self::Mend { .. }
             | Self::Carrier { up: true, .. }
@@ -106,7 +111,13 @@ fn timing(rng: &mut Prng) -> PeerConfig {
 impl Plan {
     /// A world in which nothing goes wrong for `end`.
     pub(crate) fn calm(end: Nanos) -> Self {
-        let path = Path { delay: (100 * US, 300 * US), loss: 0, repeat: 0, cut: [false, false] };
+        let path = Path {
+            delay: (100 * US, 300 * US),
+            loss: 0,
+            repeat: 0,
+            cut: [false, false],
+            mute: false,
+        };
         let clock = Clock { offset: 1_000 * MS, ppm: 0 };
         let peer = timing(&mut Prng::new(5));
         Self {
@@ -162,7 +173,7 @@ fn draw_path(rng: &mut Prng) -> Path {
     let most = least + if rng.chance(250) { rng.range(MS, 8 * MS) } else { 200 * US };
     let loss = if rng.chance(400) { rng.range(5, 80) } else { 0 };
     let repeat = if rng.chance(300) { 50 } else { 0 };
-    Path { delay: (least, most), loss, repeat, cut: [false, false] }
+    Path { delay: (least, most), loss, repeat, cut: [false, false], mute: false }
 }
 
 fn draw_fault(rng: &mut Prng, at: Nanos, paths: usize, faults: &mut Vec<(Nanos, Fault)>) {
@@ -172,7 +183,7 @@ fn draw_fault(rng: &mut Prng, at: Nanos, paths: usize, faults: &mut Vec<(Nanos, 
     let back = rng.range(2 * MS, 600 * MS);
     let path = rng.index(paths);
     let mut put = |delay: Nanos, fault| faults.push((at + delay, fault));
-    match rng.range(0, 20) {
+    match rng.range(0, 22) {
         0..=2 => put(0, Fault::Engine { host, lost: rng.chance(60) }),
         3..=5 => put(0, Fault::Guardian { host, back }),
         6..=7 => put(0, Fault::Power { host, back }),
@@ -204,6 +215,15 @@ fn draw_fault(rng: &mut Prng, at: Nanos, paths: usize, faults: &mut Vec<(Nanos, 
         18 => {
             put(0, Fault::Disk { host, broken: true });
             put(length, Fault::Disk { host, broken: false });
+        }
+        19 => {
+            put(0, Fault::Mute);
+            put(length, Fault::Mend { path: 0 });
+            put(length + 10 * MS, Fault::Mend { path: 1 });
+        }
+        20 => {
+            let kinds = [Use::Control, Use::Link(0), Use::Link(1)];
+            put(0, Fault::Refuse(kinds[rng.index(3)], length));
         }
         _ if short => {
             let kinds = [Use::Control, Use::Link(0), Use::Link(1)];
@@ -247,8 +267,16 @@ impl World {
                 }
             }
             Fault::Cut { path, from } => self.paths[path].cut[from] = true,
-            Fault::Mend { path } => self.paths[path].cut = [false, false],
-            Fault::Reset(kind) => self.break_conn(kind, true),
+            Fault::Mend { path } => {
+                self.paths[path].cut = [false, false];
+                self.paths[path].mute = false;
+            }
+            Fault::Mute => self.paths.iter_mut().for_each(|path| path.mute = true),
+            Fault::Refuse(kind, length) => {
+                self.refused.insert(kind, now + length);
+                self.break_conn(kind);
+            }
+            Fault::Reset(kind) => self.break_conn(kind),
             Fault::Carrier { host, up } => {
                 self.hosts[host].powered = true;
                 self.hosts[host].carrier = up;
@@ -263,8 +291,10 @@ impl World {
 
     fn calm(&mut self) {
         self.quiet = true;
+        self.refused.clear();
         for path in &mut self.paths {
             path.cut = [false, false];
+            path.mute = false;
             path.loss = 0;
         }
         for host in 0..2 {

@@ -18,6 +18,8 @@ pub(crate) struct Path {
     pub(crate) repeat: u64,
     /// Cut from side 0, from side 1.
     pub(crate) cut: [bool; 2],
+    /// Datagrams are lost, connections work: a filter in between.
+    pub(crate) mute: bool,
 }
 
 impl Path {
@@ -31,7 +33,7 @@ impl Path {
         let mut arrivals = Vec::new();
         for _ in 0..copies {
             let (lost, delay) = (rng.chance(self.loss), self.delay(rng));
-            if !lost && !self.cut[from] {
+            if !lost && !self.cut[from] && !self.mute {
                 arrivals.push(delay);
             }
         }

@@ -105,6 +105,8 @@ pub(crate) struct World {
     pub(crate) checker: Checker,
     pub(crate) trace: Trace,
     pub(crate) figures: Figures,
+    /// Connections that cannot be made until then.
+    pub(crate) refused: BTreeMap<Use, Nanos>,
     /// No more faults and no more writes.
     pub(crate) quiet: bool,
 }
@@ -140,6 +142,7 @@ impl World {
             clients,
             plan,
             figures: Figures::default(),
+            refused: BTreeMap::new(),
             quiet: false,
         };
         world.schedule_begin();
@@ -266,7 +269,8 @@ impl World {
 
     fn dial(&mut self, kind: Use) {
         self.after(40 * MS, Ev::Dial(kind));
-        if self.conns.contains_key(&kind) {
+        let refused = self.refused.get(&kind).is_some_and(|until| self.now < *until);
+        if refused || self.conns.contains_key(&kind) {
             return;
         }
         let ready = |host: &Host| match kind {
@@ -319,7 +323,7 @@ impl World {
         if stuck || dumb {
             let since = *conn.stalled[from].get_or_insert(now);
             if now >= since + GIVE_UP {
-                return self.break_conn(kind, false);
+                return self.break_conn(kind);
             }
             return self.at(retry(now), Ev::Arrive { kind, id, from });
         }
@@ -343,13 +347,13 @@ impl World {
         }
     }
 
-    /// Both ends lose a connection: given up, or (`reset`) told so by the network.
-    pub(crate) fn break_conn(&mut self, kind: Use, reset: bool) {
+    /// Both ends lose a connection: given up, or reset by something in between.
+    pub(crate) fn break_conn(&mut self, kind: Use) {
         if self.conns.remove(&kind).is_none() {
             return;
         }
         match kind {
-            Use::Control => (0..2).for_each(|host| self.control_ended(host, reset)),
+            Use::Control => (0..2).for_each(|host| self.control_ended(host, false)),
             Use::Link(link) => (0..2).for_each(|host| self.link_ended(host, link)),
         }
     }

@@ -138,9 +138,9 @@ pub enum SyncEvent {
 pub enum ControlEvent {
     /// Established and authenticated.
     Connected,
-    /// The peer's host closed or reset it: its guardian is dead, or a middlebox lied.
+    /// The peer's host closed it in order (FIN): its kernel does that for a guardian that died.
     ClosedByPeer,
-    /// This side gave it up (timeout, write error, bad frame): proves nothing.
+    /// It was reset (perhaps by a box in between), or this side gave it up: proves nothing.
     Lost,
 }
 

@@ -22,9 +22,9 @@ const BACKLOG_MAX: usize = 4096;
 /// Why a connection is over.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum End {
-    /// The peer's host closed or reset it.
+    /// The peer's host closed it.
     ClosedByPeer,
-    /// It timed out, or we could not use it.
+    /// It was reset or timed out, or we could not use it.
     Lost,
     /// Never was one.
     Refused(Refused),
@@ -263,7 +263,9 @@ impl Connection {
 
     fn ended(&self, error: &io::Error) -> End {
         match error.kind() {
-            io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => self.closed(),
+            // a pipe breaks after the peer's FIN, which its kernel sends for a process that died; a
+            // reset may come from a box in between and proves nothing
+            io::ErrorKind::BrokenPipe => self.closed(),
             _ => End::Lost,
         }
     }
