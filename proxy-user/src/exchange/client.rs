@@ -26,6 +26,20 @@ impl Exchange {
         }
     }
 
+    /// Whether all of these bytes go to the server as they are, and more will follow. Then they
+    /// count as handled, and the caller hands the buffer on; else nothing has happened.
+    pub fn pass_body_whole(&mut self, now: Instant, bytes: &[u8]) -> bool {
+        let plain = self.phase == Phase::Active
+            && self.pending() == 0
+            && !self.current.chunked
+            && !self.current.replayable
+            && self.current.body.pass(bytes.len());
+        if plain {
+            self.since = now;
+        }
+        plain
+    }
+
     /// The next of several requests that came at once. Call when [`Self::wants_proceed`].
     pub fn proceed(&mut self, now: Instant, wire: &mut impl Wire) {
         self.consume_inbox(now, wire);

@@ -57,6 +57,19 @@ impl Exchange {
         }
     }
 
+    /// Whether all of these bytes go to the client as they are, and more will follow. Then they
+    /// count as handled, and the caller hands the buffer on; else nothing has happened.
+    pub fn pass_answer(&mut self, now: Instant, bytes: &[u8]) -> bool {
+        let plain = self.phase == Phase::Active
+            && self.current.answer == (Answer::HeadSent { chunked: false })
+            && self.current.answer_body.pass(bytes.len());
+        if plain {
+            self.since = now;
+            self.record.body_bytes += bytes.len() as u64;
+        }
+        plain
+    }
+
     /// The server's connection has ended.
     pub fn handle_upstream_closed(&mut self, now: Instant, ending: Ending, wire: &mut impl Wire) {
         match self.phase {

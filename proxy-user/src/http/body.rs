@@ -88,6 +88,18 @@ impl BodyReader {
         }
     }
 
+    /// Takes this many bytes if all of them are body and are not the last of it.
+    pub fn pass(&mut self, bytes: usize) -> bool {
+        match &mut self.state {
+            State::Length(left) if *left > bytes as u64 && self.allowed > bytes as u64 => {
+                *left -= bytes as u64;
+                self.allowed -= bytes as u64;
+                true
+            }
+            _ => false,
+        }
+    }
+
     /// Takes the next run of body from `input`. Call again with the rest until nothing is consumed
     /// or the body is done.
     ///

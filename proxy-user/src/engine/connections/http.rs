@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use super::http_log::AccessLog;
 use super::upstream_pool::{After, Upstream};
-use super::{Close, Closed, Ctx, Kind, OUTBOX_HIGH, OUTBOX_LOW, Protocol};
+use super::{Close, Closed, Ctx, Kind, Protocol};
 use crate::balance::Change;
 use crate::config;
 use crate::control::counters::Counter;
@@ -24,6 +24,12 @@ use crate::engine::driver::Key;
 use crate::engine::worker::Core;
 use crate::exchange::{self, Blocked, CloseHow, Command, Ending, Exchange, Settings, Wire};
 use crate::http::Reason;
+
+/// Unsent bytes above which the other side is not read. One large read in flight and one waiting:
+/// more would only leave the processor's cache.
+const CROWDED: usize = 96 << 10;
+/// Unsent bytes below which it is read again.
+pub(super) const ROOM: usize = 64 << 10;
 
 /// What all HTTP connections of all workers share.
 #[derive(Debug)]
@@ -222,7 +228,7 @@ impl Http {
         let upstream_unsent =
             self.upstream.and_then(|key| ctx.at(key)).map_or(0, |upstream| upstream.unsent());
         let client_unsent = ctx.unsent();
-        let crowded = if self.paused { OUTBOX_LOW } else { OUTBOX_HIGH };
+        let crowded = if self.paused { ROOM } else { CROWDED };
         let pause = !self.exchange.wants_client() || upstream_unsent > crowded;
         if pause != self.paused {
             self.paused = pause;
@@ -232,7 +238,7 @@ impl Http {
                 ctx.resume();
             }
         }
-        if client_unsent > OUTBOX_HIGH
+        if client_unsent > CROWDED
             && let Some(mut upstream) = self.upstream.and_then(|key| ctx.at(key))
         {
             upstream.pause();
@@ -301,6 +307,24 @@ impl Http {
         std::mem::replace(&mut self.after, After::Keep)
     }
 
+    /// The same of a large read: what is body and nothing else goes on in its own buffer.
+    pub(super) fn upstream_bulk(
+        &mut self,
+        key: Key,
+        bytes: &mut Vec<u8>,
+        ctx: &mut Ctx<'_>,
+    ) -> After {
+        let passes = self.upstream == Some(key)
+            && ctx.out().is_empty()
+            && self.exchange.pass_answer(ctx.now(), bytes);
+        if !passes {
+            return self.upstream_data(key, bytes, ctx);
+        }
+        std::mem::swap(ctx.out(), bytes);
+        self.settle(ctx);
+        After::Keep
+    }
+
     /// It has ended.
     pub(super) fn upstream_closed(&mut self, key: Key, ending: Ending, ctx: &mut Ctx<'_>) {
         if self.upstream == Some(key) {
@@ -342,9 +366,22 @@ impl Protocol for Http {
         ctx.bulk(self.exchange.awaits_bulk());
     }
 
+    fn on_bulk(&mut self, bytes: &mut Vec<u8>, ctx: &mut Ctx<'_>) {
+        let now = ctx.now();
+        if let Some(mut upstream) = self.upstream.and_then(|key| ctx.at(key))
+            && upstream.out().is_empty()
+            && self.exchange.pass_body_whole(now, bytes)
+        {
+            std::mem::swap(upstream.out(), bytes);
+            self.settle(ctx);
+        } else {
+            self.on_data(bytes, ctx);
+        }
+    }
+
     fn on_sent(&mut self, ctx: &mut Ctx<'_>) {
         self.exchange.handle_progress(ctx.now());
-        if ctx.unsent() <= OUTBOX_LOW
+        if ctx.unsent() <= ROOM
             && let Some(mut upstream) = self.upstream.and_then(|key| ctx.at(key))
         {
             upstream.resume();

@@ -83,6 +83,11 @@ pub trait Protocol: fmt::Debug {
     /// Bytes, never none. What is not consumed must be kept by the protocol.
     fn on_data(&mut self, bytes: &[u8], ctx: &mut Ctx<'_>);
 
+    /// Bytes of a large read ([`Ctx::bulk`]), in a buffer that may be swapped for an empty one.
+    fn on_bulk(&mut self, bytes: &mut Vec<u8>, ctx: &mut Ctx<'_>) {
+        self.on_data(bytes, ctx);
+    }
+
     /// The kernel has taken what was in flight; see [`Ctx::unsent`] for what is left.
     fn on_sent(&mut self, _ctx: &mut Ctx<'_>) {}
 

@@ -7,8 +7,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::http::IDLE_TIMEOUT;
-use super::{Close, Closed, Ctx, Kind, OUTBOX_LOW, Protocol};
+use super::http::{Http, IDLE_TIMEOUT, ROOM};
+use super::{Close, Closed, Ctx, Kind, Protocol};
 use crate::control::counters::Counter;
 use crate::engine::driver::Key;
 use crate::exchange::Ending;
@@ -124,6 +124,33 @@ impl Upstream {
         }
     }
 
+    fn received(
+        &mut self,
+        ctx: &mut Ctx<'_>,
+        take: impl FnOnce(&mut Http, Key, &mut Ctx<'_>) -> After,
+    ) {
+        let key = ctx.key();
+        let told = self.client.and_then(|client| {
+            ctx.with(client, |kind, ctx| match kind {
+                Kind::Http(http) => {
+                    let after = take(http, key, ctx);
+                    (after, http.answers_in_bulk())
+                }
+                _ => (After::Close, false),
+            })
+        });
+        match told {
+            Some((After::Keep, bulk)) if bulk != self.bulk => {
+                self.bulk = bulk;
+                ctx.bulk(bulk);
+            }
+            Some((After::Keep, _)) => {}
+            Some((After::Release { idle_limit }, _)) => self.release(idle_limit, ctx),
+            // A server that speaks unasked, or to a client that is gone.
+            Some((After::Close, _)) | None => ctx.close(Close::Now),
+        }
+    }
+
     fn ended(&mut self, clean: bool, ctx: &mut Ctx<'_>) {
         let key = ctx.key();
         match self.client.take() {
@@ -162,32 +189,17 @@ impl Protocol for Upstream {
     }
 
     fn on_data(&mut self, bytes: &[u8], ctx: &mut Ctx<'_>) {
-        let key = ctx.key();
-        let told = self.client.and_then(|client| {
-            ctx.with(client, |kind, ctx| match kind {
-                Kind::Http(http) => {
-                    let after = http.upstream_data(key, bytes, ctx);
-                    (after, http.answers_in_bulk())
-                }
-                _ => (After::Close, false),
-            })
-        });
-        match told {
-            Some((After::Keep, bulk)) if bulk != self.bulk => {
-                self.bulk = bulk;
-                ctx.bulk(bulk);
-            }
-            Some((After::Keep, _)) => {}
-            Some((After::Release { idle_limit }, _)) => self.release(idle_limit, ctx),
-            // A server that speaks unasked, or to a client that is gone.
-            Some((After::Close, _)) | None => ctx.close(Close::Now),
-        }
+        self.received(ctx, |http, key, ctx| http.upstream_data(key, bytes, ctx));
+    }
+
+    fn on_bulk(&mut self, bytes: &mut Vec<u8>, ctx: &mut Ctx<'_>) {
+        self.received(ctx, |http, key, ctx| http.upstream_bulk(key, bytes, ctx));
     }
 
     fn on_sent(&mut self, ctx: &mut Ctx<'_>) {
         self.written = true;
         let key = ctx.key();
-        if ctx.unsent() <= OUTBOX_LOW
+        if ctx.unsent() <= ROOM
             && let Some(client) = self.client
         {
             ctx.with(client, |kind, ctx| {

@@ -61,7 +61,7 @@ pub struct DriverOptions {
 
 impl Default for DriverOptions {
     fn default() -> Self {
-        Self { submissions: 512, completions: 8192, buffers: 512, buffer_size: 4096 }
+        Self { submissions: 512, completions: 8192, buffers: 512, buffer_size: 16 * 1024 }
     }
 }
 

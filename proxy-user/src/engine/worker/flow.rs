@@ -166,7 +166,7 @@ impl Core {
     }
 
     pub(super) fn on_sent(&mut self, key: Key, buffer: Vec<u8>) {
-        self.spares.give(buffer);
+        self.keep(buffer);
         let Some(slot) = self.slot_mut(key) else { return };
         slot.outbox.land();
         let open = slot.stage == Stage::Open;
@@ -178,16 +178,35 @@ impl Core {
 }
 
 impl Core {
-    /// A large read has come; its buffer is kept for the next.
-    pub(super) fn on_filled(&mut self, key: Key, buffer: Vec<u8>, len: usize) {
+    /// A large read has come. Where nothing stands between, the protocol may take the buffer and
+    /// leave another.
+    pub(super) fn on_filled(&mut self, key: Key, mut buffer: Vec<u8>, len: usize) {
+        let mut open = false;
         if let Some(slot) = self.slot_mut(key) {
             slot.receiving = false;
             slot.bulk_flying = false;
+            open = slot.stage == Stage::Open && !slot.hold.any() && slot.kept.is_empty();
+            open &= slot.layer.is_none();
         }
-        self.on_data(key, &buffer[..len]);
-        if self.bulk_spares.len() < BULK_SPARES_MAX {
-            self.bulk_spares.push(buffer);
+        buffer.truncate(len);
+        if open {
+            self.call(key, |protocol, ctx| protocol.on_bulk(&mut buffer, ctx));
+        } else {
+            self.on_data(key, &buffer);
         }
+        self.keep(buffer);
         self.receive(key);
+    }
+
+    /// Keeps a buffer for reuse: a large one that is mostly filled for large reads, which want
+    /// their whole length written once.
+    fn keep(&mut self, mut buffer: Vec<u8>) {
+        let large = buffer.len() >= BULK / 2 && buffer.capacity() <= 2 * BULK;
+        if large && self.bulk_spares.len() < BULK_SPARES_MAX {
+            buffer.resize(BULK, 0);
+            self.bulk_spares.push(buffer);
+        } else {
+            self.spares.give(buffer);
+        }
     }
 }
