@@ -552,6 +552,29 @@ fn a_stop_ends_idle_connections_and_lets_answers_finish() {
 }
 
 #[test]
+fn whole_buffers_are_passed_on_only_in_the_middle_of_a_plain_body() {
+    let mut bench = Bench::new(1);
+    bench.reaches(GET);
+    assert!(!bench.exchange.pass_answer(bench.now, b"HTTP"), "the head is not complete");
+    bench.answers("HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\na");
+    assert!(bench.exchange.pass_answer(bench.now, b"bc"));
+    assert!(!bench.exchange.pass_answer(bench.now, b"def"), "the last bytes end the request");
+    assert!(!bench.exchange.pass_answer(bench.now, b"defg"), "not all of it is body");
+    bench.answers("def");
+    assert_eq!(bench.commands(), RELEASED);
+    assert_eq!(bench.exchange.record().body_bytes, 6);
+    bench.reaches(GET).answers("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n9\r\n");
+    assert!(!bench.exchange.pass_answer(bench.now, b"abc"), "chunks are framed anew");
+    let mut bench = Bench::with(1, |http, _| http.body_size_max = 1 << 20);
+    bench.reaches("PUT /a HTTP/1.1\r\nHost: h\r\nContent-Length: 200000\r\n\r\n");
+    assert!(!bench.exchange.pass_body_whole(bench.now, b"ab"), "still held for a replay");
+    bench.says(&"x".repeat(super::REPLAY_WINDOW + 1));
+    assert!(bench.exchange.pass_body_whole(bench.now, &[b'y'; 1000]));
+    let left = 200_000 - super::REPLAY_WINDOW - 1001;
+    assert!(!bench.exchange.pass_body_whole(bench.now, &vec![b'y'; left]), "the last bytes");
+}
+
+#[test]
 fn an_early_answer_does_not_stop_the_body() {
     let mut bench = Bench::new(1);
     bench.reaches("POST /a HTTP/1.1\r\nHost: h\r\nContent-Length: 4\r\n\r\nab");
