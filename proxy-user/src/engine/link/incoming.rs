@@ -120,6 +120,7 @@ impl Protocol for Incoming {
         self.receiver = Some(Receiver::new(config, &service.cache));
         let key = ctx.key;
         ctx.core.eager(key);
+        super::watch(ctx.core, key);
         ctx.core.locals.link.incoming.push(key);
         ctx.set_deadline(Some(ctx.now() + HELLO_TIME));
     }

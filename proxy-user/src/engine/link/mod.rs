@@ -36,6 +36,10 @@ use crate::control::role::State;
 /// First and longest pause before a link is dialled again.
 const DIAL_PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
 
+/// Silence on a link after which it is over: a host that is lost sends no end. The role machine
+/// knows long before; this is for the next link.
+const SILENCE: Duration = Duration::from_secs(3);
+
 /// What all workers know of the streams.
 #[derive(Debug, Default)]
 pub struct Streams {
@@ -219,7 +223,16 @@ pub(crate) fn on_turn(core: &mut Core) {
                 link.pump(ctx);
             }
         });
+    }
+    if matches!(core.locals.link.target, Target::Here(_)) {
         wake_senders(core, &shared, service);
+    }
+}
+
+/// A link whose peer is gone without a word is to end.
+fn watch(core: &Core, key: Key) {
+    if let Err(error) = core.watch(key, SILENCE) {
+        tracing::warn!(%error, "a link to a lost host will end late");
     }
 }
 

@@ -59,6 +59,7 @@ pub(super) fn dial(core: &mut Core) {
     match core.connect(address, Kind::Outgoing(Box::new(kind)), Some(layer)) {
         Ok(key) => {
             core.eager(key);
+            super::watch(core, key);
             core.set_deadline(key, Some(core.now + HELLO_TIME));
             core.locals.link.outgoing = Some(key);
         }

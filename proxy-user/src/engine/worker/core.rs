@@ -5,9 +5,9 @@ use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use socket2::{Domain, SockRef, Socket, Type};
+use socket2::{Domain, SockRef, Socket, TcpKeepalive, Type};
 
 use super::flow::FLUSH_TIMEOUT;
 use super::shared::Shared;
@@ -17,6 +17,9 @@ use crate::engine::connections::outbox::{Outbox, Spares};
 use crate::engine::connections::timers::{Deadline, Timers};
 use crate::engine::connections::{Close, Closed, Ctx, Kind, Layer, Locals, Protocol, Service};
 use crate::engine::driver::{Driver, Key, Op};
+
+/// Pause and interval of keep-alive probes where a peer is watched; the least there is.
+const KEEPALIVE: Duration = Duration::from_secs(1);
 
 /// Why input waits.
 #[derive(Debug, Default, Clone, Copy)]
@@ -259,6 +262,19 @@ impl Core {
         if let Some(slot) = self.slot_mut(key) {
             slot.eager = true;
         }
+    }
+
+    /// Has the kernel end the connection when the peer has not been heard for about this long,
+    /// whether something waits to be acknowledged or not.
+    ///
+    /// # Errors
+    /// The kernel refuses the options.
+    pub(crate) fn watch(&self, key: Key, silence: Duration) -> io::Result<()> {
+        let Some(descriptor) = self.driver.descriptor(key) else { return Ok(()) };
+        let socket = SockRef::from(&descriptor);
+        let keepalive = TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE);
+        socket.set_tcp_keepalive(&keepalive)?;
+        socket.set_tcp_user_timeout(Some(silence))
     }
 
     /// Has those that ended told so, outside of a dispatch.
