@@ -366,6 +366,29 @@ fn accepting_stops_starts_and_sweeps() {
     });
 }
 
+/// The guardian holds the same sockets and gives them to the next engine.
+#[test]
+fn a_listener_outlives_the_driver_that_accepted_on_it() {
+    for (first, second) in
+        modes().into_iter().flat_map(|a| modes().into_iter().map(move |b| (a, b)))
+    {
+        let ours = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = ours.local_addr().unwrap();
+        for mode in [first, second, first] {
+            let mut bench = Bench::new(mode, DriverOptions::default());
+            let key = bench.driver.adopt(ours.try_clone().unwrap().into()).unwrap();
+            bench.driver.push(key, Op::Accept);
+            bench.turns(1);
+            let _stream = TcpStream::connect(address).unwrap();
+            drop(bench.accepted(key));
+            bench.driver.close(key);
+            bench.turns(3);
+            assert_eq!(bench.driver.held(), 0);
+        }
+        let _stream = TcpStream::connect(address).unwrap();
+    }
+}
+
 #[test]
 fn poll_keeps_its_deadline_and_another_thread_can_call() {
     both(|bench| {

@@ -70,6 +70,8 @@ struct Socket {
     /// Entries whose last completion has not come.
     in_flight: u32,
     closing: bool,
+    insisted: bool,
+    listens: bool,
     accept: Stream,
     recv: Stream,
     starved: bool,
@@ -87,6 +89,8 @@ impl Socket {
             descriptor,
             in_flight: 0,
             closing: false,
+            insisted: false,
+            listens: false,
             accept: Stream::default(),
             recv: Stream::default(),
             starved: false,
@@ -189,6 +193,7 @@ impl Uring {
         }
         match op {
             Op::Accept => {
+                socket.listens = true;
                 socket.accept.wanted = true;
                 self.arm_accept(key);
             }
@@ -482,7 +487,7 @@ impl Uring {
             }
             if socket.in_flight == 0 {
                 self.free(key);
-            } else if op == CANCEL {
+            } else if op == CANCEL && result <= 0 {
                 self.insist(key);
             }
             return None;
@@ -501,9 +506,13 @@ impl Uring {
         Some(Completion { key, event })
     }
 
-    /// The cancel of a closing socket is over and something still flies: end the stream itself.
+    /// The cancel of a closing socket found nothing and yet something flies: end its stream. Never
+    /// a listener's: the guardian holds the same socket, and the next engine serves it.
     fn insist(&mut self, key: Key) {
-        let Some(socket) = self.sockets.get(key) else { return };
+        let Some(socket) = self.sockets.get_mut(key) else { return };
+        if socket.listens || std::mem::replace(&mut socket.insisted, true) {
+            return;
+        }
         let shutdown = opcode::Shutdown::new(socket.fd(), libc::SHUT_RDWR).build();
         self.submit(key, SHUTDOWN, shutdown);
     }
