@@ -159,12 +159,15 @@ struct ReplicaView {
     received: bool,
     /// Who told us that we are in sync.
     told_by: Option<BootId>,
+    /// We did not run for `T_dead`: the master may have gone solo without our word (rule 3c).
+    given_up: bool,
 }
 
 impl ReplicaView {
     const fn end_session(&mut self) {
         self.session = Session(self.session.0 + 1);
         self.told_by = None;
+        self.given_up = false;
     }
 }
 
@@ -403,6 +406,10 @@ impl Node {
         if stall.is_zero() {
             return;
         }
+        // the master hears nothing of us since our last beat, and may have given us up
+        let dead = peer.config().dead_time();
+        let unheard = peer.last_sent_at().is_some_and(|at| now >= at + dead);
+        self.replica.given_up |= self.state == State::Synced && unheard;
         peer.shift(stall);
         self.since += stall;
         let times = [

@@ -141,6 +141,10 @@ impl Peer {
         self.last_sent
     }
 
+    pub(crate) fn last_sent_at(&self) -> Option<Instant> {
+        self.sent.back().map(|(_, at)| *at)
+    }
+
     pub(crate) const fn last_sent(&self) -> u64 {
         self.last_sent
     }

@@ -62,6 +62,7 @@ impl Node {
 
     /// Enters a state that is not a new reign.
     pub(super) fn change(&mut self, now: Instant, to: State, cause: Cause) {
+        let reigned = self.state.is_master();
         if !self.enter(now, to, cause) {
             return;
         }
@@ -90,7 +91,9 @@ impl Node {
             State::Boot | State::Fenced | State::Handover => {
                 self.replica.receiving = false;
                 self.replica.received = false;
-                self.set_role();
+                if !reigned {
+                    self.set_role(); // else stepping down has
+                }
                 self.push(Effect::EngineTarget(self.target()));
             }
         }
@@ -235,6 +238,9 @@ impl Node {
 
     /// Keeps what rules need to remember: since when.
     fn observe(&mut self, now: Instant) {
+        if self.foreign && self.vrrp.iter().all(|instance| instance.active_router().is_none()) {
+            self.foreign = self.state.is_master();
+        }
         let Some(peer) = &self.peer else { return };
         let heard = peer.live(now).is_some();
         let rival = peer.live(now).is_some_and(|beat| beat.state.is_master());
@@ -244,9 +250,6 @@ impl Node {
         if heard != self.heard_said {
             self.heard_said = heard;
             self.push(Effect::Event(Event::PeerHeard(heard)));
-        }
-        if self.foreign && self.vrrp.iter().all(|instance| instance.active_router().is_none()) {
-            self.foreign = self.state.is_master();
         }
         if !self.state.is_master() {
             return;

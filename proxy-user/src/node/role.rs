@@ -121,6 +121,8 @@ pub enum Cause {
     ToldInSync,
     /// The master said, or shows, that this node is not in sync.
     ToldOutOfSync,
+    /// This node did not run for `T_dead`: the master may have given it up.
+    Stalled,
     /// The replica has all, and answers will wait for its acks.
     CaughtUp,
     /// The replica confirmed that it is out of sync, or was never told that it is in sync.
@@ -173,6 +175,7 @@ impl Cause {
             Self::StreamDown => "stream_down",
             Self::ToldInSync => "told_in_sync",
             Self::ToldOutOfSync => "told_out_of_sync",
+            Self::Stalled => "stalled",
             Self::CaughtUp => "caught_up",
             Self::OutOfSync => "out_of_sync",
             Self::PeerGone => "peer_gone",
@@ -208,7 +211,7 @@ pub const TRANSITIONS: &[(State, State, &[Cause])] = {
         (Catchup, MasterSolo, &[C::Unsynced]),
         (Synced, Boot, &[C::NoMaster, C::Operator]),
         (Synced, Join, &[C::EngineDied, C::EpochRaised, C::StreamDown, C::Isolated]),
-        (Synced, Catchup, &[C::ToldOutOfSync]),
+        (Synced, Catchup, &[C::ToldOutOfSync, C::Stalled]),
         (Synced, MasterSolo, &[C::Resigned, C::Closed, C::Rebooted, C::Silent]),
         (MasterSolo, Master, &[C::CaughtUp]),
         (MasterSolo, MasterSolo, &[C::EpochRaised]),

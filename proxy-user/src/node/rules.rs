@@ -178,6 +178,9 @@ impl Node {
         if self.engine != Engine::Up {
             return Some(Step::Change(State::Join, Cause::EngineDied));
         }
+        if self.replica.given_up {
+            return Some(Step::Change(State::Catchup, Cause::Stalled));
+        }
         let peer = self.peer.as_ref()?;
         let beat = peer.view()?;
         let told = beat.tell == Tell::InSync(self.boot, self.replica.session);
