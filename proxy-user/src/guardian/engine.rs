@@ -336,7 +336,8 @@ impl Stalls {
             let page = self.page;
             match self.seen.get_mut(usize::from(worker)) {
                 Some(old) if old.turn == turn => {
-                    let limit = if turn % 2 == 0 { self.limit } else { self.limit.max(SLEEP_MAX) };
+                    let limit =
+                        if turn.is_multiple_of(2) { self.limit } else { self.limit.max(SLEEP_MAX) };
                     if old.starved.is_zero() {
                         old.starved = starved(page, worker);
                         continue;
