@@ -1,7 +1,7 @@
 //! An engine without a guardian, MASTER_SOLO for ever: to measure and to profile the data path.
 //!
-//! `engine_alone run --config FILE` serves the `[cache]` and `[[http]]` of an ordinary configuration
-//! until it is killed.
+//! `engine_alone run --config FILE` serves the `[cache]` and `[[http]]` of an ordinary
+//! configuration until it is killed.
 
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;

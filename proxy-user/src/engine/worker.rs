@@ -1,11 +1,11 @@
 //! One worker: a thread, a driver, and the connections on it.
 //!
 //! ```text
-//! poll ─▶ dispatch: protocols change state and fill outboxes ─▶ deadlines ─▶ mailbox ─▶ one send per
-//!   ▲                                                                          dirty connection │
-//!   └───────────────────────────────────────────────────────────────────────────────────────────┘
+//! poll ─▶ dispatch: protocols change state and fill outboxes ─▶ deadlines ─▶ mailbox
+//!   ▲                                                                          │
+//!   └──────────── one send per dirty connection ◀── services ◀─────────────────┘
 //! ```
-//! It knows no protocol. [`Core`] is everything but the loop, and what [`Ctx`] works on.
+//! It knows no protocol. [`Core`] is everything but the loop, and what a protocol's `Ctx` works on.
 
 mod core;
 mod flow;

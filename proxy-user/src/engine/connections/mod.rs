@@ -7,10 +7,10 @@
 //! ```
 //!
 //! A protocol is driven in this order: `on_open` (accepted) or `on_connected`; any number of
-//! `on_data`, `on_sent`, `on_deadline`, `on_poke`; at most one `on_eof`; at last `on_close`, exactly
-//! once. During a call it may read and change itself, its own connection and, by [`Ctx::at`] and
-//! [`Ctx::with`], those beside it on the same worker. Nothing blocks, nothing is sent before the
-//! turn's end.
+//! `on_data`, `on_sent`, `on_deadline`, `on_poke`; at most one `on_eof`; at last `on_close`,
+//! exactly once. During a call it may read and change itself, its own connection and, by
+//! [`Ctx::at`] and [`Ctx::with`], those beside it on the same worker. Nothing blocks, nothing is
+//! sent before the turn's end.
 
 use std::fmt;
 use std::io;

@@ -2,7 +2,7 @@
 //! would give. The fallback; kept small. No unsafe.
 //!
 //! Readiness is remembered per socket until a call says `EWOULDBLOCK`. All system calls are made
-//! in [`Epoll::poll`]: first for the sockets with something new to do, then for those reported.
+//! in `Epoll::poll`: first for the sockets with something new to do, then for those reported.
 
 use std::io;
 use std::net::SocketAddr;

@@ -3,10 +3,10 @@
 //! not know which it has. No futures, no callbacks, one thread.
 //!
 //! ```text
-//!   adopt(fd) -> Key      push(Key, Op)       poll(&mut Vec<Completion>, deadline)      close(Key)
-//!                           │                          │                                   │
-//!                           └─ queued ─▶ one system call for all ─▶ completions            └─ cancelled, drained,
-//!                                                                                             closed; Key is dead at once
+//!  adopt(fd) -> Key     push(Key, Op)     poll(&mut Vec<Completion>, deadline)     close(Key)
+//!                           │                        │                              │
+//!                           └─ queued ─▶ one system call for all ─▶ completions     └─ cancelled,
+//!                                          drained, closed; the key is dead at once
 //! ```
 //!
 //! Rules both obey:

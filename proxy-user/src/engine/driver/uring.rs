@@ -2,7 +2,7 @@
 //!
 //! `user_data` = operation:8 | generation:24 | place:32. Multishot accept into plain descriptors,
 //! multishot receive from a provided-buffer ring, one enter a turn. Bytes that the kernel holds
-//! live in the [`Socket`] of their key and stay there until their completion came; a socket leaves
+//! live in the `Socket` of their key and stay there until their completion came; a socket leaves
 //! the table only with nothing in flight. One of the engine's two unsafe modules.
 #![allow(unsafe_code, reason = "submission entries hold raw addresses of our buffers")]
 

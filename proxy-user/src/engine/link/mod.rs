@@ -6,10 +6,10 @@
 //!   worker i ── dials ─▶ [Secure] ══ link i of N ══ [Secure] ─▶ some worker
 //!   Outgoing: Sender (partitions p % N == i)             Incoming: Receiver, clients' commands
 //! ```
-//! The master dials, whichever side of the pair it is: each of its workers has one link. A replica
-//! accepts on any worker; commands of clients on a worker without a link travel by mailbox
-//! ([`forward`]). What the links amount to is kept in [`book`] and told to the role machine. Nothing
-//! here decides who is master: [`Target`] says so.
+//! The master dials, whichever side of the pair it is: each of its workers has one link. A
+//! replica accepts on any worker; commands of clients on a worker without a link travel by mailbox
+//! (`forward`). What the links amount to is kept in `book` and told to the role machine.
+//! Nothing here decides who is master: [`Target`] says so.
 
 mod book;
 pub(crate) mod forward;
