@@ -344,8 +344,10 @@ impl World {
         let before = self.hosts[host].page;
         self.hosts[host].page.state = state;
         self.hosts[host].page.epoch = epoch;
+        if state.is_master() && !before.state.is_master() {
+            self.figures.crowns.push((self.now, host));
+        }
         if state.is_master() && (epoch != before.epoch || !before.state.is_master()) {
-            self.figures.reigns += 1;
             let disk = self.hosts[host].disk;
             self.checker.crowned(self.now, host, epoch.get(), disk);
         }
@@ -361,9 +363,6 @@ impl World {
                 let last = self.hosts[host].last_beat;
                 let wait = self.plan.peer.dead_time();
                 self.checker.changed(self.now, host, from, to, cause, last, wait);
-                if !from.is_master() && to.is_master() {
-                    self.figures.failovers += 1;
-                }
                 if to == State::Synced {
                     self.became_synced(host);
                 }

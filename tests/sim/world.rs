@@ -79,11 +79,11 @@ pub(crate) enum Ev {
 }
 
 /// The run's figures.
-#[derive(Debug, Default, Clone, Copy)]
+#[derive(Debug, Default)]
 pub(crate) struct Figures {
     pub(crate) events: u64,
-    pub(crate) reigns: u64,
-    pub(crate) failovers: u64,
+    /// Each time that a node became master: when, and which.
+    pub(crate) crowns: Vec<(Nanos, usize)>,
 }
 
 /// See the module's text.
