@@ -180,7 +180,7 @@ impl Http {
             }
             Command::Done => self.done(ctx),
             Command::CloseClient(how) => ctx.close(match how {
-                CloseHow::Cut => Close::Now,
+                CloseHow::Cut => Close::Reset,
                 CloseHow::Flush => Close::Flush,
                 CloseHow::Linger => Close::Linger,
             }),

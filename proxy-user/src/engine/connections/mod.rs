@@ -50,6 +50,8 @@ pub const OUTBOX_LOW: usize = 64 * 1024;
 pub enum Close {
     /// At once; unsent bytes are lost.
     Now,
+    /// As `Now`, by a reset: the peer must not take what it has for whole.
+    Reset,
     /// When everything has been handed to the kernel.
     Flush,
     /// As `Flush`, then our end of stream, then wait a moment for the peer's while discarding what

@@ -241,8 +241,14 @@ impl Core {
 
     pub(crate) fn close(&mut self, key: Key, how: Close) {
         let now = self.now;
+        if how == Close::Reset
+            && let Some(descriptor) = self.driver.descriptor(key)
+            && let Err(error) = SockRef::from(&descriptor).set_linger(Some(Duration::ZERO))
+        {
+            tracing::debug!(%error, "a broken answer ends without a reset");
+        }
         let Some(slot) = self.slot_mut(key) else { return };
-        if how == Close::Now || slot.stage == Stage::Connecting {
+        if matches!(how, Close::Now | Close::Reset) || slot.stage == Stage::Connecting {
             self.end(key, Closed::Local);
             return;
         }
