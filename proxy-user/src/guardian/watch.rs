@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::JoinHandle;
 
-use crate::control::shared::{Liveness, Seat, SharedPage, Woken};
+use crate::control::shared::{Liveness, Seat, SharedPage, Woken, run_realtime};
 
 /// What the watcher saw.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,6 +37,8 @@ pub(super) struct Watcher {
     thread: Option<JoinHandle<()>>,
 }
 
+/// SCHED_FIFO priority: it sleeps until an engine dies.
+const PRIORITY: i32 = 40;
 /// Order to end; generations count from 1.
 const END: u32 = u32::MAX;
 
@@ -71,6 +73,8 @@ impl Drop for Watcher {
 }
 
 fn run(page: SharedPage, orders: &AtomicU32, tell: &impl Fn(Seen)) {
+    // Without the right it learns of a death a little later; the role thread says so.
+    run_realtime(PRIORITY).ok();
     let seats: Vec<Seat> = page.engine_seats().collect();
     let mut done = 0;
     loop {
