@@ -185,6 +185,7 @@ listen = "127.0.0.1:{admin}"
 
 const NGINX: &str = "
 worker_processes 1;
+master_process off;
 pid FOLDER/nginx.pid;
 error_log FOLDER/error.log;
 events { worker_connections 4096; multi_accept on; }
