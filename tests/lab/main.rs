@@ -7,6 +7,7 @@
 mod control;
 mod demo;
 
+use std::process::ExitCode;
 use std::sync::atomic::Ordering;
 
 use anyhow::{Context, Result};
@@ -80,8 +81,17 @@ fn catch_signals() -> Result<()> {
     Ok(())
 }
 
-fn main() -> Result<()> {
-    let arguments = Arguments::parse();
+fn main() -> ExitCode {
+    match obey(&Arguments::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("lab: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn obey(arguments: &Arguments) -> Result<()> {
     match &arguments.verb {
         None => {
             catch_signals()?;
