@@ -83,6 +83,8 @@ impl Story<'_> {
             |pair, master| pair.kill_engine(master).map(drop),
             |pair| takeover(pair, old),
         )?;
+        // Its engine is started again by itself; the next event needs a protected pair.
+        self.pair.wait_protected(self.master)?;
         let old = self.master;
         self.event(
             "guardian of the master killed",
@@ -166,11 +168,6 @@ impl Story<'_> {
         };
         println!("{}", line(&row));
         self.rows.push(row);
-        // The next event starts from a protected pair, if the other node lives.
-        let other = self.master.other();
-        if self.pair.is_running(other) && self.pair.status(other).is_ok() {
-            self.pair.wait_protected(self.master)?;
-        }
         Ok(())
     }
 }
