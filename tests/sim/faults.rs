@@ -89,7 +89,7 @@ pub(crate) struct Plan {
 }
 
 /// After the last fault: time to start, sync and become quiet.
-const SETTLE: Nanos = 2_500 * MS;
+const SETTLE: Nanos = 1_700 * MS;
 
 /// The pair's timing in the simulation: as in production, but less patient.
 fn timing(rng: &mut Prng) -> PeerConfig {

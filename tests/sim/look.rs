@@ -43,7 +43,8 @@ impl World {
         };
         let waits = [peer.boot_wait, unsynced, peer.engine_wait, peer.dead_time() * 2];
         let sum: std::time::Duration = waits.into_iter().sum();
-        sum.as_nanos() as Nanos + 100 * MS
+        // and a state file that is tried again each 250 ms
+        sum.as_nanos() as Nanos + 350 * MS
     }
 
     /// The end of the run.

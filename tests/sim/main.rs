@@ -64,26 +64,20 @@ fn seeds_hold() {
         assert!(world.checker.complaint().is_none(), "{}", report(&world, seed));
         return;
     }
-    let (mut events, mut failovers, mut commands) = (0, 0, 0);
-    let (mut protected, mut answered, mut checks, mut doubly) = (0, 0, 0, 0);
     let seeds = seeds();
     let begun = std::time::Instant::now();
-    let mut bad = Vec::new();
-    for seed in seeds.clone() {
-        let world = play(seed, Mutation::Sound, false);
-        if let Some(complaint) = world.checker.complaint() {
-            println!("seed {seed}: {complaint}");
-            bad.push(report(&world, seed));
-        }
-        events += world.figures.events;
-        // the first crown of a run is no failover
-        failovers += world.figures.crowns.len().saturating_sub(1);
-        commands += world.commands();
-        protected += world.checker.protected;
-        answered += world.checker.answered;
-        checks += world.checker.checks;
-        doubly += world.checker.doubly_lost;
-    }
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let sum = std::thread::scope(|scope| {
+        let share = |first: usize| {
+            let mine = seeds.clone().skip(first).step_by(threads);
+            scope.spawn(move || mine.fold(Sum::default(), |sum, seed| sum.with(seed)))
+        };
+        let shares: Vec<_> = (0..threads).map(share).collect();
+        let sums = shares.into_iter().map(|share| share.join().expect("no run panics"));
+        sums.fold(Sum::default(), Sum::and)
+    });
+    let Sum { numbers: [events, failovers, commands, answered, protected, doubly, checks], bad } =
+        sum;
     println!(
         "simulation: {} seeds, {events} events, {failovers} failovers, {commands} commands, \
          {answered} answered, {protected} of them protected, {doubly} keys lost with both memories, \
@@ -91,7 +85,44 @@ fn seeds_hold() {
         seeds.count(),
         begun.elapsed().as_secs_f64()
     );
-    assert!(bad.is_empty(), "{} bad seeds; the first:\n{}", bad.len(), bad[0]);
+    assert!(bad.is_empty(), "{} bad seeds; one of them:\n{}", bad.len(), bad[0]);
+}
+
+/// Figures of many runs.
+#[derive(Default)]
+struct Sum {
+    numbers: [u64; 7],
+    bad: Vec<String>,
+}
+
+impl Sum {
+    fn with(mut self, seed: u64) -> Self {
+        let world = play(seed, Mutation::Sound, false);
+        if let Some(complaint) = world.checker.complaint() {
+            println!("seed {seed}: {complaint}");
+            self.bad.push(report(&world, seed));
+        }
+        let checker = &world.checker;
+        let numbers = [
+            world.figures.events,
+            // the first crown of a run is no failover
+            world.figures.crowns.len().saturating_sub(1) as u64,
+            world.commands(),
+            checker.answered,
+            checker.protected,
+            checker.doubly_lost,
+            checker.checks,
+        ];
+        self.and(Self { numbers, bad: Vec::new() })
+    }
+
+    fn and(mut self, other: Self) -> Self {
+        for (sum, number) in self.numbers.iter_mut().zip(other.numbers) {
+            *sum += number;
+        }
+        self.bad.extend(other.bad);
+        self
+    }
 }
 
 #[test]

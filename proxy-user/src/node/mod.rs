@@ -42,7 +42,7 @@ use peer::{Heard, Peer};
 /// Steps that one input can cause, at most: BOOT to JOIN and the like. A bound, never reached.
 const STEPS_MAX: usize = 8;
 /// After a failed write of the state file: when to try again.
-const DISK_RETRY: Duration = Duration::from_secs(1);
+const DISK_RETRY: Duration = Duration::from_millis(250);
 
 /// A node of a pair, or a single one.
 ///

@@ -85,10 +85,11 @@ impl Peer {
         self.newest.as_ref()
     }
 
-    /// The newest beat, if the peer was heard within `T_dead`.
+    /// The newest beat, if the peer was heard within `T_dead` and is not known to be dead.
     pub(crate) fn live(&self, now: Instant) -> Option<&Beat> {
         let heard = self.heard?;
-        (now < heard + self.config.dead_time()).then_some(self.newest.as_ref()).flatten()
+        let lives = now < heard + self.config.dead_time() && !self.closed_for_good(now);
+        lives.then_some(self.newest.as_ref()).flatten()
     }
 
     /// When the peer was last heard, our own stalls taken out.

@@ -237,8 +237,7 @@ impl Node {
             return Some(Step::Promote(Cause::EpochRaised));
         }
         let held = self.master.hold_until.is_some_and(|until| now < until);
-        let lives = self.lease_valid(now) && !peer.closed_for_good(now);
-        let ready = self.follower_ready(now).is_some() && lives;
+        let ready = self.follower_ready(now).is_some() && self.lease_valid(now);
         let in_time = self.master.caught_up && !self.master.late;
         (in_time && ready && !held).then_some(Step::Change(State::Master, Cause::CaughtUp))
     }
