@@ -393,7 +393,8 @@ fn broken_answers_are_cut_and_never_look_whole() {
             (GET, format!("{CHUNKED}\r\n")),
             (GET, format!("{CHUNKED}\r\nzz\r\n")),
             (GET, format!("{CHUNKED}X")),
-            // To an old client the end of the connection is the end of the body: only a reset tells.
+            // To an old client the end of the connection is the end of the body: only a reset
+            // tells.
             (OLD, format!("{CHUNKED}\r\n")),
         ] {
             let mut client = rig.client(request.as_bytes());

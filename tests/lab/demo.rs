@@ -229,8 +229,8 @@ fn print_table(rows: &[Row]) {
         println!("{}", line(row));
     }
     println!(
-        "longest time without a success: UDP probe each ms; a new connection with one HTTP request;\n\
-         one set always in flight, reconnecting at once. answered: keys with an answered write, all\n\
-         read back from the master afterwards."
+        "longest time without a success: UDP probe each ms; a new connection with one HTTP\n\
+         request; one set always in flight, reconnecting at once. answered: keys with an\n\
+         answered write, all read back from the master afterwards."
     );
 }

@@ -13,7 +13,8 @@ const ECHO: u16 = 7007;
 /// this fail, a protocol that waits for a second must.
 const OUTAGE_MAX: Duration = Duration::from_millis(900);
 
-/// Plays `act` on the master of a protected pair, waits until `settled`, and checks what clients saw.
+/// Plays `act` on the master of a protected pair, waits until `settled`, and checks what clients
+/// saw.
 fn event(
     pair: &mut Pair,
     name: &str,
@@ -96,8 +97,8 @@ fn story_native_epoll() -> Result<()> {
     story("native", "epoll")
 }
 
-/// The master is cut off in silence; the other takes over; the cut is mended: one master, both equal,
-/// the client's next write goes to it.
+/// The master is cut off in silence; the other takes over; the cut is mended: one master, both
+/// equal, the client's next write goes to it.
 fn partition(xdp: &str) -> Result<()> {
     let mut pair = Pair::build("tandem-test", Options { xdp: xdp.into(), ..Options::default() })?;
     let master = pair.start_both()?;

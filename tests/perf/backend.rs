@@ -55,7 +55,8 @@ fn serve(mut listener: TcpListener) -> Result<()> {
 
 fn answer(body: &[u8]) -> Vec<u8> {
     let head = format!(
-        "HTTP/1.1 200 OK\r\nServer: bench\r\nContent-Type: text/plain\r\nContent-Length: {}\r\n\r\n",
+        "HTTP/1.1 200 OK\r\nServer: bench\r\nContent-Type: text/plain\r\n\
+         Content-Length: {}\r\n\r\n",
         body.len()
     );
     [head.as_bytes(), body].concat()

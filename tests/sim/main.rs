@@ -42,7 +42,8 @@ fn play(seed: u64, mutation: Mutation, print: bool) -> World {
 fn report(world: &World, seed: u64) -> String {
     let complaint = world.checker.complaint().unwrap_or("nothing");
     format!(
-        "{}\n\nseed {seed}: {complaint}\nplan: {:#?}\nreplay: SIM_SEED={seed} cargo test -p tests --test sim -- --nocapture",
+        "{}\n\nseed {seed}: {complaint}\nplan: {:#?}\n\
+         replay: SIM_SEED={seed} cargo test -p tests --test sim -- --nocapture",
         world.trace.tail(),
         world.plan.faults,
     )
@@ -80,8 +81,8 @@ fn seeds_hold() {
         sum;
     println!(
         "simulation: {} seeds, {events} events, {failovers} failovers, {commands} commands, \
-         {answered} answered, {protected} of them protected, {doubly} keys lost with both memories, \
-         {checks} checks, {:.1} s",
+         {answered} answered, {protected} of them protected, {doubly} keys lost with both \
+         memories, {checks} checks, {:.1} s",
         seeds.count(),
         begun.elapsed().as_secs_f64()
     );

@@ -1,4 +1,5 @@
-//! Small blocking clients: the memcached text protocol and HTTP/1.1, with a time limit on everything.
+//! Small blocking clients: the memcached text protocol and HTTP/1.1, with a time limit on
+//! everything.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};

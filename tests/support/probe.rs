@@ -126,7 +126,8 @@ pub fn udp(namespace: &str, vip: Ipv4Addr, port: u16) -> Probe<Outage> {
         let mut next = Instant::now();
         let mut buffer = [0; 64];
         while !stop.load(Ordering::Relaxed) {
-            // An unreachable host shows up as an error of a later call: it is an outage, not a fault.
+            // An unreachable host shows up as an error of a later call: it is an outage, not a
+            // fault.
             if socket.send(&[0; 8]).is_err() {
                 gap.outage.failures += 1;
             }

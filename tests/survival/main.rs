@@ -20,8 +20,8 @@ fn number(name: &str, default: u64) -> u64 {
     std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
 }
 
-/// The kill loop: under writes, at random moments, each kill followed by a check of the whole region
-/// as the dead engine left it, and then of every answered write through the next engine.
+/// The kill loop: under writes, at random moments, each kill followed by a check of the whole
+/// region as the dead engine left it, and then of every answered write through the next engine.
 #[test]
 #[ignore = "needs root: cargo xtask test"]
 fn no_kill_ever_shows_a_wrong_byte() -> Result<()> {
@@ -41,8 +41,8 @@ fn no_kill_ever_shows_a_wrong_byte() -> Result<()> {
             .with_context(|| format!("kill {kill} of seed {seed}; log:\n{}", node.log_tail()))?;
     }
     eprintln!(
-        "{kills} kills: {} shards found mid-change, {} items dropped by checks, {} items read whole, \
-         0 wrong bytes, {} answered writes checked",
+        "{kills} kills: {} shards found mid-change, {} items dropped by checks, {} items read \
+         whole, 0 wrong bytes, {} answered writes checked",
         totals.odd, totals.dropped, totals.items, totals.answered
     );
     ensure!(totals.items > 0 && totals.answered > 0, "the loop checked nothing");

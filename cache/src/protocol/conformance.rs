@@ -3,8 +3,8 @@
 //! The table is run on [`crate::Session`] by this crate's tests, and on a running server, ours or
 //! memcached itself, by whoever enables the feature `conformance`. Each row starts on a fresh
 //! connection to an empty store. Marks in angle brackets stand for bytes that cannot be written:
-//! `<k*251>` = 251 times `k`; `<U>` in an answer = a version, and in what is sent = the last version
-//! seen in the row; `<V>` = the rest of a line.
+//! `<k*251>` = 251 times `k`; `<U>` in an answer = a version, and in what is sent = the last
+//! version seen in the row; `<V>` = the rest of a line.
 
 /// One row.
 #[derive(Debug, Clone, Copy)]

@@ -441,7 +441,10 @@ proptest! {
     }
 
     #[test]
-    fn arbitrary_lines_never_panic(cut: u8, text in "(get |gat |set |cas |incr |[ a-f0-9]|\r\n){0,80}") {
+    fn arbitrary_lines_never_panic(
+        cut: u8,
+        text in "(get |gat |set |cas |incr |[ a-f0-9]|\r\n){0,80}",
+    ) {
         fuzz_text(&[&[cut], text.as_bytes()].concat());
     }
 }

@@ -1,8 +1,8 @@
 //! Size classes: into what chunks a page is cut.
 //!
-//! Eight classes a doubling up to 512 B, where every byte of slack is a large part of an item; above,
-//! as many chunks as fill the page, each time a fifth fewer (a factor of 1.25, until whole numbers
-//! a page are coarser). An item above the largest class (half a page) is a chain of chunks.
+//! Eight classes a doubling up to 512 B, where every byte of slack is a large part of an item;
+//! above, as many chunks as fill the page, each time a fifth fewer (a factor of 1.25, until whole
+//! numbers a page are coarser). An item above the largest class (half a page) is a chain of chunks.
 
 use super::item::HEADER;
 

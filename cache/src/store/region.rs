@@ -47,8 +47,9 @@ pub struct Layout {
 impl Layout {
     /// The layout for `memory` bytes in all, header and index included; at least 256 KiB.
     ///
-    /// A shard of about 16 MiB or more (64 of them from 1 GiB on) has about 256 pages, so that every size
-    /// class of every shard can have some; the page's size follows, 1 MiB from 16 GiB on.
+    /// A shard of about 16 MiB or more (64 of them from 1 GiB on) has about 256 pages, so that
+    /// every size class of every shard can have some; the page's size follows, 1 MiB from 16 GiB
+    /// on.
     pub fn for_memory(memory: u64) -> Self {
         let memory = usize::try_from(memory).unwrap_or(usize::MAX).max(256 << 10);
         let page_size = floor_power(memory / shards_for(memory) / 256).clamp(PAGE_MIN, PAGE_MAX);

@@ -9,8 +9,8 @@
 //! | anything after the first byte of an answer; no answer in time | never | never |
 //!
 //! RFC 9110 §9.2.2: "a client can repeat the request automatically if a communication failure
-//! occurs before the client is able to read the server's response", for idempotent methods; "A proxy
-//! MUST NOT automatically retry non-idempotent requests."
+//! occurs before the client is able to read the server's response", for idempotent methods; "A
+//! proxy MUST NOT automatically retry non-idempotent requests."
 
 /// A failed attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

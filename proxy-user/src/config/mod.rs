@@ -325,14 +325,15 @@ pub enum AccessLog {
 /// Reads a file's text; `file` names it in errors.
 ///
 /// # Errors
-/// Everything that is wrong with it: syntax and unknown keys one at a time (as the TOML reader finds
-/// them), wrong values all at once.
+/// Everything that is wrong with it: syntax and unknown keys one at a time (as the TOML reader
+/// finds them), wrong values all at once.
 pub fn parse(text: &str, file: &str) -> Result<Config, Problems> {
     check::parse(text, file)
 }
 
 impl Config {
-    /// What runs without a file: balancer on :8080 in front of `backends`, cache on :11211, admin on
+    /// What runs without a file: balancer on :8080 in front of `backends`, cache on :11211, admin
+    /// on
     /// 127.0.0.1:9900, no pair, no VIP.
     #[must_use]
     pub fn single(backends: &[SocketAddr]) -> Self {

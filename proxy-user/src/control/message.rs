@@ -19,9 +19,9 @@ pub const SIZE_MAX: usize = 1 << 20;
 /// From guardian to engine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ToEngine {
-    /// The first message, and only once. Its descriptors, in this order: the shared page, the store's
-    /// memfd (if `cache` is there; empty and of size 0 at the very first start: the engine sizes it),
-    /// then one listening socket for each of `listeners`.
+    /// The first message, and only once. Its descriptors, in this order: the shared page, the
+    /// store's memfd (if `cache` is there; empty and of size 0 at the very first start: the engine
+    /// sizes it), then one listening socket for each of `listeners`.
     Config(Box<Snapshot>),
     /// The role word has changed; a wake-up for the workers. The word itself is in the page.
     Role(Role),
@@ -162,7 +162,8 @@ impl<'de, const N: usize> Deserialize<'de> for Secret<N> {
 pub struct Hello {
     /// [`VERSION`].
     pub version: u16,
-    /// The driver in use, with the reason if it was not the one wanted: `uring`, `epoll (EPERM: …)`.
+    /// The driver in use, with the reason if it was not the one wanted: `uring`, `epoll (EPERM:
+    /// …)`.
     pub io: String,
     /// What was found in the store's memory; `None` without a cache.
     pub store: Option<StoreReport>,

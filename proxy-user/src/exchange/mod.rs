@@ -15,9 +15,9 @@
 //!   └────────┴──────────────────┘ └──────────────┘
 //! ```
 //!
-//! Promises: a request is never run twice (`balance::retry`); it is answered, or refused for a named
-//! reason; what was held for a replay is bounded by [`REPLAY_WINDOW`]; bytes of the next request are
-//! not looked at before this one has ended.
+//! Promises: a request is never run twice (`balance::retry`); it is answered, or refused for a
+//! named reason; what was held for a replay is bounded by [`REPLAY_WINDOW`]; bytes of the next
+//! request are not looked at before this one has ended.
 
 mod client;
 mod page;

@@ -133,7 +133,8 @@ impl Exchange {
     }
 
     /// RFC 9110 §15.2: "A proxy MUST forward 1xx responses unless the proxy itself requested the
-    /// generation of the 1xx response", and never to an HTTP/1.0 client. 100 goes only to who asked;
+    /// generation of the 1xx response", and never to an HTTP/1.0 client. 100 goes only to who
+    /// asked;
     /// 102 and unknown ones tell the client nothing and are dropped.
     fn pass_interim(
         &mut self,

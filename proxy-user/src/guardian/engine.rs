@@ -1,6 +1,6 @@
-//! The engine as a child: start it on the page, the store and the listeners; kill it when one of its
-//! threads is gone or hangs; start the next on the same memory and sockets as soon as no thread of
-//! the old one can run, without waiting for its reaping.
+//! The engine as a child: start it on the page, the store and the listeners; kill it when one of
+//! its threads is gone or hangs; start the next on the same memory and sockets as soon as no thread
+//! of the old one can run, without waiting for its reaping.
 //!
 //! Runs on the main thread: PDEATHSIG is tied to the thread that spawns.
 
@@ -295,8 +295,9 @@ async fn own(mut child: Child, generation: u32, kill: oneshot::Receiver<()>, new
 }
 
 /// Finds workers whose loop stands still: for the configured time outside their driver, and inside
-/// it for longer than a worker ever sleeps (a stopped process, a stuck kernel). Time in which a worker wanted to run
-/// and got no CPU does not count: on a starved host a killed engine would not start sooner either.
+/// it for longer than a worker ever sleeps (a stopped process, a stuck kernel). Time in which a
+/// worker wanted to run and got no CPU does not count: on a starved host a killed engine would not
+/// start sooner either.
 #[derive(Debug)]
 struct Stalls {
     page: SharedPage,

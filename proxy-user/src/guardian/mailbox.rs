@@ -1,4 +1,5 @@
-//! What the guardian's threads say to each other: orders for the role thread, news for the main one.
+//! What the guardian's threads say to each other: orders for the role thread, news for the main
+//! one.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};

@@ -1,5 +1,6 @@
-//! The guardian process: it owns what must outlive an engine (listening sockets, the store's memory),
-//! the role, the address, the link to the other guardian; it starts engines and watches them.
+//! The guardian process: it owns what must outlive an engine (listening sockets, the store's
+//! memory), the role, the address, the link to the other guardian; it starts engines and watches
+//! them.
 //!
 //! ```text
 //! main thread: tokio, one thread ── signals, engine as a child, health checks, admin server

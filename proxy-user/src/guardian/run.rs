@@ -90,8 +90,8 @@ impl Node {
         let lock = start::lock(&folder, !configured)?;
         let epoch_file = EpochFile::open(&folder).map_err(|error| {
             Fault::Runtime(format!(
-                "the state file {}: {error}\n  hint: it keeps an epoch from being used twice; if it \
-                 cannot be restored, stop both nodes and remove it on both",
+                "the state file {}: {error}\n  hint: it keeps an epoch from being used twice; if \
+                 it cannot be restored, stop both nodes and remove it on both",
                 folder.join("epoch").display()
             ))
         })?;

@@ -53,8 +53,8 @@ pub fn keygen(file: &Path) -> Result<String, Fault> {
 pub fn show_status(options: &cli::Status) -> Result<String, Fault> {
     let json = fetch(options.admin).map_err(|error| {
         Fault::Runtime(format!(
-            "no tandem answers on {}: {error}\n  hint: is it running? --admin ADDRESS if it listens \
-             elsewhere",
+            "no tandem answers on {}: {error}\n  hint: is it running? --admin ADDRESS if it \
+             listens elsewhere",
             options.admin
         ))
     })?;

@@ -1,8 +1,9 @@
 //! HTTP/1.1 heads and framing (RFC 9110, RFC 9112): strict parser, strict writer. Pure.
 //!
-//! What it is: bytes in, a verdict out. A head is either grammar, and then has exactly one canonical
-//! form that goes on, or it is refused for a [`Reason`] that has a name, a status and a counter.
-//! Nothing is guessed or repaired in silence: a message with two readings never reaches a backend.
+//! What it is: bytes in, a verdict out. A head is either grammar, and then has exactly one
+//! canonical form that goes on, or it is refused for a [`Reason`] that has a name, a status and a
+//! counter. Nothing is guessed or repaired in silence: a message with two readings never reaches a
+//! backend.
 //!
 //! What it is not: it knows no socket, no clock, no server. `exchange` drives it.
 //!

@@ -56,9 +56,8 @@ impl Pair {
             OwnedFd::from(std::fs::File::open("/proc/thread-self/ns/net").unwrap())
         });
         let b_path = format!("/proc/{}/fd/{}", std::process::id(), b.as_raw_fd());
-        ip(
-            "link add va address 02:00:00:00:00:0a type veth peer name vb address 02:00:00:00:00:0b",
-        );
+        ip("link add va address 02:00:00:00:00:0a type veth \
+             peer name vb address 02:00:00:00:00:0b");
         ip(&format!("link set vb netns {b_path}"));
         ip("addr add 10.99.0.1/24 dev va");
         ip("link set lo up");

@@ -189,7 +189,9 @@ proptest! {
         let mut cursor = Some(Cursor::START);
         while let Some(at) = cursor {
             let mut partition = cache.lock_partition(9);
-            cursor = partition.walk(at, budget, now, |item, _, _| _ = seen.insert(item.key.to_vec()));
+            cursor = partition.walk(at, budget, now, |item, _, _| {
+                seen.insert(item.key.to_vec());
+            });
             drop(partition);
             for &(n, what, size) in changes.next().unwrap_or(&[]) {
                 match what {

@@ -1,8 +1,8 @@
 //! Connections to servers: in use by one client connection, or idle in this worker's pool.
 //!
 //! An idle one keeps its receive armed, so that the server's end is seen at once and no request is
-//! written into a connection that is known to be dead. The pool is last in, first out: what was used
-//! last is least likely to be near the server's own limit.
+//! written into a connection that is known to be dead. The pool is last in, first out: what was
+//! used last is least likely to be near the server's own limit.
 
 use std::collections::BTreeMap;
 use std::time::Duration;

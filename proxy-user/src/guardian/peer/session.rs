@@ -1,11 +1,11 @@
 //! What one handshake gives: keys for a control connection and for datagrams on every path.
 //!
 //! Noise NNpsk0 (snow) on the control connection, keyed by the pair's key file; its *stateless*
-//! transport then seals frames and datagrams alike, each with its own nonce. Why this and not an AEAD
-//! keyed by the secret and boot ids: the keys are fresh for each session by construction (so nothing
-//! of an earlier boot can be replayed, whatever either node remembers), and are forward secret. The
-//! price: a beat needs a handshake first, one round trip on any path; a session outlives its
-//! connection, so a broken connection silences nobody.
+//! transport then seals frames and datagrams alike, each with its own nonce. Why this and not an
+//! AEAD keyed by the secret and boot ids: the keys are fresh for each session by construction (so
+//! nothing of an earlier boot can be replayed, whatever either node remembers), and are forward
+//! secret. The price: a beat needs a handshake first, one round trip on any path; a session
+//! outlives its connection, so a broken connection silences nobody.
 //!
 //! ```text
 //! datagram: version 1 | session 8 | counter 8 | sealed bytes, tag 16

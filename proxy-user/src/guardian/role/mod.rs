@@ -1,6 +1,7 @@
-//! The role thread: one poll loop around [`crate::node::Node`]. It takes everything that has arrived
-//! (engine, peer, adverts, links, orders), feeds the node, performs its effects in order, and sleeps
-//! until the node, an address or the link wants it. Nothing else runs here, nothing here waits.
+//! The role thread: one poll loop around [`crate::node::Node`]. It takes everything that has
+//! arrived (engine, peer, adverts, links, orders), feeds the node, performs its effects in order,
+//! and sleeps until the node, an address or the link wants it. Nothing else runs here, nothing here
+//! waits.
 
 mod disk;
 mod effects;

@@ -48,8 +48,8 @@ impl Listeners {
         let number = wanted.len() * usize::from(workers);
         if number + 2 > DESCRIPTORS_MAX {
             return Err(Fault::Usage(format!(
-                "{} addresses for {workers} workers are {number} sockets, over {DESCRIPTORS_MAX}\n  \
-                 hint: fewer listen addresses or fewer workers",
+                "{} addresses for {workers} workers are {number} sockets, over {DESCRIPTORS_MAX}\n\
+                 \x20 hint: fewer listen addresses or fewer workers",
                 wanted.len()
             )));
         }
