@@ -22,16 +22,16 @@ pub enum ArithmeticOutcome {
 const BLANKS: [u8; 64] = [b' '; 64];
 
 impl Exec<'_> {
-    /// `delete`: whether there was an item.
+    /// `delete`: whether there was an item. A change either way, with a record: evictions are
+    /// local, so the peer may still hold what this node has evicted, and what a client was told is
+    /// not there must not come back with a change of role.
     ///
     /// # Errors
     /// [`super::NotPrimary`].
     pub fn delete(&self, key: &[u8]) -> Done<bool> {
         let mut locked = self.lock(key)?;
-        if locked.peek(self.now.store).is_none() {
-            return Ok((false, miss(&mut locked)));
-        }
-        Ok((true, self.delete_locked(&mut locked, key)))
+        let found = locked.peek(self.now.store).is_some();
+        Ok((found, self.delete_locked(&mut locked, key)))
     }
 
     /// `touch`: whether there was an item.

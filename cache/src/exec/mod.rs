@@ -141,7 +141,8 @@ impl<'a> Exec<'a> {
         }
     }
 
-    /// Removes the key as a change; the item must be known to be there.
+    /// Removes the key as a change, here and at the peer; it need not be there: the peer may still
+    /// hold what was evicted here.
     fn delete_locked(&self, locked: &mut Locked<'_, '_>, key: &[u8]) -> Depends {
         let (partition, version) = (id(locked), next(locked));
         // First, so that no crash leaves a miss that stands on nothing.

@@ -87,7 +87,7 @@ impl Exec<'_> {
         let now = self.now.store;
         let expiry = match Expiry::from_client(store.exptime, self.now) {
             Expiry::At(expiry) => expiry,
-            Expiry::Gone => return (StoreOutcome::Stored, self.drop_any(locked, store.key)),
+            Expiry::Gone => return (StoreOutcome::Stored, self.delete_locked(locked, store.key)),
         };
         let version = next(locked);
         let meta = Meta { version, expiry, flags: store.flags };
@@ -142,19 +142,11 @@ impl Exec<'_> {
 
     fn drop_old(&self, locked: &mut Locked<'_, '_>, store: &Store<'_>) -> Depends {
         if store.verb == StoreVerb::Set {
-            return self.drop_any(locked, store.key);
+            return self.delete_locked(locked, store.key);
         }
         match locked.peek(self.now.store).map(|item| item.version) {
             Some(version) => seen(locked, version),
             None => miss(locked),
-        }
-    }
-
-    fn drop_any(&self, locked: &mut Locked<'_, '_>, key: &[u8]) -> Depends {
-        if locked.peek(self.now.store).is_some() {
-            self.delete_locked(locked, key)
-        } else {
-            miss(locked)
         }
     }
 }

@@ -284,6 +284,23 @@ fn an_evicting_replica_never_differs_it_only_lacks() {
     }
 }
 
+/// What the primary has evicted and then deleted must not come back with a change of role.
+#[test]
+fn a_delete_that_finds_nothing_reaches_the_replica() {
+    for command in ["delete k\r\n", "set k 0 -1 1\r\nv\r\n"] {
+        let (a, b) = (Node::new(1 << 20, 2), Node::new(1 << 20, 1));
+        let mut link = Link::new(&a, &b, 1);
+        a.command("set k 0 0 3\r\nold\r\n");
+        link.settle(&a, &b);
+        assert_eq!(b.content().len(), 1);
+        a.cache.lock(b"k").remove(a.now.store); // as an eviction does: without a record
+        a.command(command);
+        link.settle(&a, &b);
+        assert_eq!(b.content().len(), 0, "{command}");
+        check_acknowledged(&a, &b);
+    }
+}
+
 #[test]
 fn delayed_flush_is_done_by_the_primary_of_the_moment() {
     let (mut a, mut b) = (Node::new(4 << 20, 2), Node::new(4 << 20, 1));
