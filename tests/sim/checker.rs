@@ -29,6 +29,9 @@ use crate::world::{MS, Nanos};
 /// Beats come each 10 ms; a peer whose last beat is older may be lost.
 const HEARING: Nanos = 15 * MS;
 
+/// So long a silence may have been `T_dead`, by a fast clock.
+const DIVISION: Nanos = 39 * MS;
+
 /// Key number to the number of the value; absent keys are not in it.
 pub(crate) type Content = BTreeMap<usize, u64>;
 
@@ -71,6 +74,8 @@ pub(crate) struct Checker {
     now_roles: [State; 2],
     /// When a beat of the other was last handled.
     heard: [Nanos; 2],
+    /// When the last silence of about `T_dead` ended: a true division, after which both may reign.
+    reunited: [Nanos; 2],
     memory_since: [Nanos; 2],
     epochs: BTreeSet<u16>,
     last_epoch: [u16; 2],
@@ -94,6 +99,7 @@ impl Checker {
             roles: Vec::new(),
             now_roles: [State::Boot; 2],
             heard: [0; 2],
+            reunited: [0; 2],
             memory_since: [0; 2],
             epochs: BTreeSet::new(),
             last_epoch: [0; 2],
@@ -154,6 +160,9 @@ impl Checker {
 
     /// A new beat of its peer was handled by `host`.
     pub(crate) fn heard(&mut self, now: Nanos, host: usize) {
+        if now >= self.heard[host] + DIVISION {
+            self.reunited[host] = now;
+        }
         self.heard[host] = now;
     }
 
@@ -244,6 +253,7 @@ impl Checker {
                 let host = usize::from(!a);
                 // it hears a peer that is in sync by its word: it must not answer alone
                 let hears = self.heard[host] + HEARING >= to;
+                let hears = hears && from >= self.reunited[host] + HEARING;
                 let wrong = synced[1 - host] && epochs[0] == epochs[1] && hears;
                 if wrong { Server::Protected(host) } else { Server::Solo(host) }
             }

@@ -14,6 +14,8 @@ use crate::world::{Ev, MS, Nanos, US, World};
 pub(crate) const CLIENTS: usize = 5;
 /// Keys that a client writes.
 const SLOTS: usize = 3;
+/// The same where the store is to evict: 120 values of 3,000 bytes in 256 KiB.
+const SLOTS_EVICTING: usize = 24;
 /// A command without an answer for so long is given up, with its connection.
 const PATIENCE: Nanos = 150 * MS;
 
@@ -198,7 +200,8 @@ impl World {
 
     /// Names the keys that this client will write.
     fn name_keys(&mut self, id: usize) {
-        while self.clients[id].slots.len() < SLOTS {
+        let slots = if self.plan.evicts { SLOTS_EVICTING } else { SLOTS };
+        while self.clients[id].slots.len() < slots {
             let slot = self.clients[id].slots.len();
             let key = self.checker.new_key(format!("c{id}.{slot}.0"));
             self.clients[id].slots.push(Slot { key, generation: 0, last: 0 });
@@ -206,7 +209,7 @@ impl World {
     }
 
     fn next_write(&mut self, id: usize) -> (usize, What) {
-        let at = self.rng.index(SLOTS);
+        let at = self.rng.index(self.clients[id].slots.len());
         let deletes = self.rng.chance(120);
         let slot = &mut self.clients[id].slots[at];
         slot.last += 1;

@@ -134,6 +134,7 @@ impl World {
         if !self.hosts[host].powered || self.hosts[host].guardian.is_some() {
             return;
         }
+        self.forget_silent_conns();
         let life = self.new_life();
         let boot = BootId(self.rng.next());
         let config = NodeConfig {
@@ -161,6 +162,15 @@ impl World {
         self.collect(host);
         let up = self.rng.range(2 * MS, 15 * MS);
         self.after(up, Ev::EngineUp { host, life });
+    }
+
+    /// A host that is back answers RST to what it knows nothing of.
+    fn forget_silent_conns(&mut self) {
+        let silent = self.conns.iter().filter(|(_, conn)| conn.silent);
+        let kinds: Vec<Use> = silent.map(|(kind, _)| *kind).collect();
+        for kind in kinds {
+            self.break_conn(kind);
+        }
     }
 
     /// Gives an input to a guardian that lives.

@@ -57,4 +57,10 @@ impl World {
         let contents = [self.content(0), self.content(1)];
         self.checker.quiet(self.now, states, answers, &contents);
     }
+
+    /// Items that the stores had to evict, as far as they still know.
+    pub(crate) fn evicted(&self) -> u64 {
+        let stores = self.hosts.iter().filter_map(|host| host.store.as_ref());
+        stores.map(|store| store.counters().evictions).sum()
+    }
 }

@@ -77,12 +77,14 @@ fn seeds_hold() {
         let sums = shares.into_iter().map(|share| share.join().expect("no run panics"));
         sums.fold(Sum::default(), Sum::and)
     });
-    let Sum { numbers: [events, failovers, commands, answered, protected, doubly, checks], bad } =
-        sum;
+    let Sum {
+        numbers: [events, failovers, commands, answered, protected, doubly, evicted, checks],
+        bad,
+    } = sum;
     println!(
         "simulation: {} seeds, {events} events, {failovers} failovers, {commands} commands, \
          {answered} answered, {protected} of them protected, {doubly} keys lost with both \
-         memories, {checks} checks, {:.1} s",
+         memories, {evicted} evicted, {checks} checks, {:.1} s",
         seeds.count(),
         begun.elapsed().as_secs_f64()
     );
@@ -92,7 +94,7 @@ fn seeds_hold() {
 /// Figures of many runs.
 #[derive(Default)]
 struct Sum {
-    numbers: [u64; 7],
+    numbers: [u64; 8],
     bad: Vec<String>,
 }
 
@@ -112,6 +114,7 @@ impl Sum {
             checker.answered,
             checker.protected,
             checker.doubly_lost,
+            world.evicted(),
             checker.checks,
         ];
         self.and(Self { numbers, bad: Vec::new() })

@@ -61,6 +61,8 @@ pub(crate) struct Conn {
     pub(crate) stalled: [Option<Nanos>; 2],
     /// The end of that side is gone; the other is told when all before it has arrived.
     pub(crate) closed: [bool; 2],
+    /// A host went without a word: nothing arrives any more.
+    pub(crate) silent: bool,
 }
 
 impl Conn {
@@ -71,6 +73,7 @@ impl Conn {
             queue: [std::collections::VecDeque::new(), std::collections::VecDeque::new()],
             stalled: [None, None],
             closed: [false, false],
+            silent: false,
         }
     }
 

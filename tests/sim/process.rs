@@ -156,7 +156,7 @@ impl World {
 
 fn new_store(host: usize) -> Arc<Cache> {
     let layout = Layout::for_memory(MEMORY);
-    let item_limit = u32::try_from(layout.page_size / 4).unwrap_or(u32::MAX);
-    let config = StoreConfig { store_id: host as u128 + 1, item_limit, ..StoreConfig::default() };
+    let store_id = host as u128 + 1;
+    let config = StoreConfig { store_id, item_limit: 16 << 10, ..StoreConfig::default() };
     Arc::new(Cache::create(config, Region::leaked(&layout)).expect("layout's own region"))
 }

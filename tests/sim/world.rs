@@ -293,6 +293,9 @@ impl World {
     /// Sends on a connection, if there is one of that id.
     pub(crate) fn send(&mut self, kind: Use, id: u64, from: usize, bytes: Vec<u8>) {
         let Some(conn) = self.conns.get_mut(&kind).filter(|conn| conn.id == id) else { return };
+        if conn.closed[from] {
+            return; // of an end that died before its successor could know of it
+        }
         let path = &self.paths[conn.path];
         let at = conn.send(&mut self.rng, path, self.now, from, bytes);
         self.at(at, Ev::Arrive { kind, id, from });
@@ -313,14 +316,16 @@ impl World {
     fn arrive(&mut self, kind: Use, id: u64, from: usize) {
         let now = self.now;
         let Some(conn) = self.conns.get(&kind).filter(|conn| conn.id == id) else { return };
+        if conn.silent {
+            return self.break_conn(kind); // given up; or a host that is back knows nothing of it
+        }
         let Some((at, _)) = conn.queue[from].front() else { return };
         if *at > now {
             return; // its own event comes
         }
         let stuck = self.is_cut(conn.path, from) || !self.hosts[1 - from].powered;
-        let dumb = !self.hosts[from].powered;
         let Some(conn) = self.conns.get_mut(&kind) else { return };
-        if stuck || dumb {
+        if stuck {
             let since = *conn.stalled[from].get_or_insert(now);
             if now >= since + GIVE_UP {
                 return self.break_conn(kind);
@@ -358,17 +363,17 @@ impl World {
         }
     }
 
-    /// Data of a silent host: nobody acks, so the other end gives up in time.
+    /// A host says nothing any more: the other end gives its connections up in time.
     pub(crate) fn host_fell_silent(&mut self, host: usize) {
-        let kinds: Vec<(Use, u64)> =
-            self.conns.iter().map(|(kind, conn)| (*kind, conn.id)).collect();
-        for (kind, id) in kinds {
-            if let Some(conn) = self.conns.get_mut(&kind) {
-                conn.queue[host].clear();
-                conn.queue[host].push_back((self.now + GIVE_UP, Vec::new()));
-                conn.stalled[host] = Some(self.now);
-            }
-            self.after(GIVE_UP, Ev::Arrive { kind, id, from: host });
+        let mut silent = Vec::new();
+        for (kind, conn) in &mut self.conns {
+            conn.silent = true;
+            conn.closed[host] = true;
+            let (kind, id) = (*kind, conn.id);
+            silent.push(Ev::Arrive { kind, id, from: host });
+        }
+        for event in silent {
+            self.after(GIVE_UP, event);
         }
     }
 
