@@ -151,7 +151,7 @@ fn run_time(pid: Pid) -> Result<u64> {
 }
 
 fn tandem_config(io: &str, http: u16, cache: u16) -> String {
-    let admin = http + 1000;
+    let admin = http + 1900; // not the backends
     format!(
         r#"
 [node]
