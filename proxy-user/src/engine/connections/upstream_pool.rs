@@ -75,7 +75,10 @@ pub struct Upstream {
     /// Bytes have been taken by the kernel since it was taken.
     written: bool,
     stopping: bool,
+    /// Large reads are on.
     bulk: bool,
+    /// The answer under way is large; kept while idle, for the next is likely to be so, too.
+    large: bool,
 }
 
 impl Upstream {
@@ -89,6 +92,7 @@ impl Upstream {
             written: false,
             stopping: false,
             bulk: false,
+            large: false,
         }
     }
 
@@ -96,6 +100,10 @@ impl Upstream {
     pub(super) fn take(&mut self, client: Key, ctx: &mut Ctx<'_>) {
         self.client = Some(client);
         self.written = false;
+        if std::mem::take(&mut self.large) {
+            self.bulk = true;
+            ctx.bulk(true);
+        }
         ctx.set_deadline(None);
     }
 
@@ -140,11 +148,12 @@ impl Upstream {
             })
         });
         match told {
-            Some((After::Keep, bulk)) if bulk != self.bulk => {
-                self.bulk = bulk;
-                ctx.bulk(bulk);
+            Some((After::Keep, large)) => {
+                self.large |= large;
+                if large && !std::mem::replace(&mut self.bulk, true) {
+                    ctx.bulk(true);
+                }
             }
-            Some((After::Keep, _)) => {}
             Some((After::Release { idle_limit }, _)) => self.release(idle_limit, ctx),
             // A server that speaks unasked, or to a client that is gone.
             Some((After::Close, _)) | None => ctx.close(Close::Now),
