@@ -1,4 +1,7 @@
 //! An engine as a process of a host: started, woken, stopped, killed; its messages on their way.
+//!
+//! A killed engine's successor gets the same store, whole: that a region survives a kill at any
+//! moment is the business of the store's own tests and of the kill loop.
 
 use std::sync::Arc;
 

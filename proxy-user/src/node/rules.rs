@@ -124,9 +124,11 @@ impl Node {
             let wait = config.boot_wait.max(config.dead_time());
             return (now >= quiet + wait).then_some(Step::Promote(Cause::Alone));
         };
-        // a follower hears our BOOT: it takes over or comes to BOOT itself
-        let elects = matches!(beat.state, State::Boot | State::Fenced) && peer.hears_us(now);
         let waited = now >= self.since + config.engine_wait;
+        // who hears us decides by the same two claims; who does not may be promoted alone, if able
+        let agrees = peer.hears_us(now) || (!beat.able && waited);
+        // a follower hears our BOOT: it takes over or comes to BOOT itself
+        let elects = matches!(beat.state, State::Boot | State::Fenced) && agrees;
         let better = self.claim().beats(beat.claim);
         let wins = if beat.able { better && beat.state == State::Boot } else { better || waited };
         (elects && wins).then_some(Step::Promote(Cause::Elected))
