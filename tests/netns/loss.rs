@@ -10,8 +10,12 @@ use tests::topology::{Options, Pair, Side, VIP};
 
 /// Drops one in twenty packets that arrive from the other node.
 fn lossy(pair: &Pair, side: Side) -> Result<()> {
-    let rules = "table inet loss { chain input { type filter hook input priority 0; \
-                 iifname { \"lan\", \"hb\" } numgen random mod 20 == 0 drop; } }";
+    let rules = "table inet loss {
+        chain input {
+            type filter hook input priority 0
+            iifname { \"lan\", \"hb\" } numgen random mod 20 == 0 drop
+        }
+    }\n";
     let file = pair.file(&format!("loss-{}.nft", side.name()));
     std::fs::write(&file, rules)?;
     let name = pair.namespace(side).name().to_owned();

@@ -3,7 +3,7 @@
 //!
 //! 1. *Protected.* An answer given while the pair was protected (role MASTER, all the time from the
 //!    command's sending to the answer's arrival; or MASTER_SOLO, where the peer is SYNCED and
-//! heard) is held by both stores. It survives any one
+//!    heard) is held by both stores. It survives any one
 //!    failure, and is never replaced by an older one. It may be lost only when both memories that
 //!    held it are lost, or when, two failures or more since both held it, a node without it was
 //!    master and the other followed it (`unsynced_takeover`, a holder that cannot serve).

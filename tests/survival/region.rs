@@ -39,7 +39,9 @@ impl Check {
     ) -> Result<()> {
         let bytes = self.copy(node)?;
         let region = split(bytes, &self.layout)?;
-        let (cache, report) = Cache::attach(StoreConfig::default(), region)?;
+        let hash_key = region.hash_key().context("no store in the region")?;
+        let config = StoreConfig { hash_key, ..StoreConfig::default() };
+        let (cache, report) = Cache::attach(config, region)?;
         ensure!(report.kind == AttachKind::Kept, "the region was not taken over: {report:?}");
         let verified = cache.verify();
         ensure!(verified.errors.is_empty(), "verify: {:?}", verified.errors);

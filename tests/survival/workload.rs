@@ -1,5 +1,7 @@
 //! Writers whose values say what they are, and what each may be found to hold.
 
+use std::collections::VecDeque;
+
 use anyhow::{Result, ensure};
 use tests::clients::Memcached;
 
@@ -40,6 +42,13 @@ pub(crate) fn expected(key: &str, number: u64) -> Vec<u8> {
     value
 }
 
+/// Commands of one pipeline: the more the engine has to do at once, the likelier a kill hits it
+/// between two stores.
+const BATCH: usize = 16;
+
+/// A write by its key and its number; `None` is a delete.
+type Write = (usize, Option<u64>);
+
 /// One connection's writes. Each key has one writer, so what it may hold is known exactly.
 pub(crate) struct Writer {
     index: usize,
@@ -47,8 +56,8 @@ pub(crate) struct Writer {
     next: u64,
     /// Per key: the last answered write (`None` = deleted or never written).
     answered: Vec<Option<u64>>,
-    /// The write that was sent and not answered: key, and its number or a delete.
-    in_doubt: Option<(usize, Option<u64>)>,
+    /// Writes that were sent and not answered, of different keys.
+    in_doubt: VecDeque<Write>,
 }
 
 impl Writer {
@@ -58,7 +67,7 @@ impl Writer {
             random: Random::new(seed ^ (index as u64) << 32),
             next: 0,
             answered: vec![None; KEYS as usize],
-            in_doubt: None,
+            in_doubt: VecDeque::new(),
         }
     }
 
@@ -71,24 +80,38 @@ impl Writer {
         (0..self.answered.len()).map(|number| (number, self.key(number)))
     }
 
-    /// One set or delete, answered or left in doubt.
+    /// One pipeline of sets and deletes, each answered or left in doubt.
     pub(crate) fn step(&mut self, client: &mut Memcached) -> Result<()> {
-        let number = self.random.below(KEYS) as usize;
-        let key = self.key(number);
-        if self.random.below(8) == 0 {
-            self.in_doubt = Some((number, None));
-            client.send(format!("delete {key}\r\n").as_bytes())?;
-            let answer = client.line()?;
-            ensure!(answer == "DELETED" || answer == "NOT_FOUND", "delete answered {answer}");
-            self.answered[number] = None;
-        } else {
-            self.next += 1;
-            self.in_doubt = Some((number, Some(self.next)));
-            let answer = client.set(&key, &expected(&key, self.next))?;
-            ensure!(answer == "STORED", "set answered {answer}");
-            self.answered[number] = Some(self.next);
+        let first = self.random.below(KEYS) as usize;
+        let mut pipeline = Vec::new();
+        for offset in 0..BATCH {
+            // Neighbours from a random key on: different within one pipeline.
+            let number = (first + offset) % self.answered.len();
+            let key = self.key(number);
+            let write = (self.random.below(8) != 0).then(|| {
+                self.next += 1;
+                self.next
+            });
+            match write {
+                Some(write) => {
+                    let value = expected(&key, write);
+                    pipeline.extend(format!("set {key} 0 0 {}\r\n", value.len()).bytes());
+                    pipeline.extend(value);
+                    pipeline.extend(b"\r\n");
+                }
+                None => pipeline.extend(format!("delete {key}\r\n").bytes()),
+            }
+            self.in_doubt.push_back((number, write));
         }
-        self.in_doubt = None;
+        client.send(&pipeline)?;
+        while let Some(&(number, write)) = self.in_doubt.front() {
+            let answer = client.line()?;
+            let allowed: &[&str] =
+                if write.is_some() { &["STORED"] } else { &["DELETED", "NOT_FOUND"] };
+            ensure!(allowed.contains(&answer.as_str()), "{write:?} answered {answer}");
+            self.answered[number] = write;
+            self.in_doubt.pop_front();
+        }
         Ok(())
     }
 
@@ -99,7 +122,8 @@ impl Writer {
     pub(crate) fn judge(&self, number: usize, found: Option<&[u8]>) -> Result<()> {
         let key = self.key(number);
         let mut allowed = vec![self.answered[number]];
-        allowed.extend(self.in_doubt.filter(|doubt| doubt.0 == number).map(|doubt| doubt.1));
+        let doubtful = self.in_doubt.iter().filter(|doubt| doubt.0 == number);
+        allowed.extend(doubtful.map(|doubt| doubt.1));
         let fits = |write: &Option<u64>| match (write, found) {
             (None, None) => true,
             (Some(write), Some(found)) => expected(&key, *write) == found,
@@ -113,15 +137,15 @@ impl Writer {
 
     /// What was found is the truth from now on.
     pub(crate) fn adopt(&mut self, number: usize, found: Option<&[u8]>) {
-        let Some((doubtful, write)) = self.in_doubt else { return };
-        if doubtful == number {
-            let held = write.filter(|write| {
-                found.is_some_and(|found| found == expected(&self.key(number), *write))
-            });
-            if held.is_some() || (write.is_none() && found.is_none()) {
-                self.answered[number] = held;
-            }
-            self.in_doubt = None;
+        let Some(at) = self.in_doubt.iter().position(|doubt| doubt.0 == number) else { return };
+        let Some((_, write)) = self.in_doubt.remove(at) else { return };
+        let happened = match (write, found) {
+            (None, None) => true,
+            (Some(write), Some(found)) => expected(&self.key(number), write) == found,
+            _ => false,
+        };
+        if happened {
+            self.answered[number] = write;
         }
     }
 }

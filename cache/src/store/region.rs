@@ -99,6 +99,13 @@ impl Region {
         }
     }
 
+    /// The hash key of the store in it, if there is one: for tools that read the region of a node
+    /// whose configuration they do not have.
+    pub fn hash_key(&self) -> Option<[u8; 16]> {
+        let (header, _) = RegionHeader::ref_from_prefix(self.header).ok()?;
+        (header.magic == MAGIC).then_some(header.hash_key)
+    }
+
     /// The layout these slices have.
     fn layout(&self) -> Result<Layout, RegionError> {
         let page_size = self.pages.first().map_or(0, |page| page.len());
