@@ -137,6 +137,7 @@ impl Engine {
                 tracing::error!("a worker panicked");
             }
         }
+        self.shared.http.finish_log();
     }
 }
 

@@ -67,6 +67,13 @@ impl Balancer {
         Ok(())
     }
 
+    /// Writes out what is left of the access log; when the workers have ended.
+    pub fn finish_log(&self) {
+        if let Some(log) = self.log.get() {
+            log.finish();
+        }
+    }
+
     /// The verdict of the guardian's active checks, by upstream and server.
     pub fn set_backends(&self, states: &[Vec<ServerState>]) {
         for (upstream, servers) in self.upstreams.iter().zip(states) {

@@ -13,6 +13,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Write as _};
 use std::net::IpAddr;
 use std::sync::{Arc, Weak};
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use parking_lot::{Condvar, Mutex};
@@ -47,18 +48,12 @@ struct Inner {
 #[derive(Debug)]
 pub(super) struct AccessLog {
     inner: Arc<Inner>,
-    thread: Option<std::thread::JoinHandle<()>>,
+    thread: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl Drop for AccessLog {
     fn drop(&mut self) {
-        self.inner.buffer.lock().closed = true;
-        self.inner.full.notify_one();
-        if let Some(thread) = self.thread.take()
-            && thread.join().is_err()
-        {
-            tracing::error!("the access log's thread had died");
-        }
+        self.finish();
     }
 }
 
@@ -77,10 +72,21 @@ impl AccessLog {
         };
         let inner = Arc::new(Inner::default());
         let weak = Arc::downgrade(&inner);
-        let thread = std::thread::Builder::new()
+        let thread = thread::Builder::new()
             .name("access-log".to_owned())
             .spawn(move || write_out(&weak, file))?;
-        Ok(Some(Self { inner, thread: Some(thread) }))
+        Ok(Some(Self { inner, thread: Mutex::new(Some(thread)) }))
+    }
+
+    /// Writes out what is there; later lines are lost.
+    pub(super) fn finish(&self) {
+        self.inner.buffer.lock().closed = true;
+        self.inner.full.notify_one();
+        if let Some(thread) = self.thread.lock().take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the access log's thread had died");
+        }
     }
 
     pub(super) fn write(&self, client: IpAddr, record: &Record) {
@@ -112,7 +118,7 @@ fn write_out(inner: &Weak<Inner>, mut file: Option<File>) {
     let mut failed = false;
     while let Some(inner) = inner.upgrade() {
         let mut buffer = inner.buffer.lock();
-        if buffer.bytes.is_empty() && !buffer.closed || buffer.bytes.len() < BUFFER_FULL {
+        if !buffer.closed && buffer.bytes.len() < BUFFER_FULL {
             inner.full.wait_for(&mut buffer, INTERVAL);
         }
         std::mem::swap(&mut bytes, &mut buffer.bytes);
