@@ -14,13 +14,14 @@ use crate::step::Steps;
 pub(crate) use tally::Tally;
 
 /// What the tests run, and Debian's package of it. Missing ones are installed.
-const PROGRAMS: [(&str, &str); 8] = [
+const PROGRAMS: [(&str, &str); 9] = [
     ("ip", "iproute2"),
     ("memcached", "memcached"),
     ("nginx", "nginx-light"),
     ("haproxy", "haproxy"),
     ("keepalived", "keepalived"),
     ("strace", "strace"),
+    ("nft", "nftables"),
     ("curl", "curl"),
     ("tcpdump", "tcpdump"),
 ];

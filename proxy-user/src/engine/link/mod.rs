@@ -34,7 +34,7 @@ use crate::control::message::{SyncCommand, SyncEvent, Target, ToGuardian};
 use crate::control::role::State;
 
 /// First and longest pause before a link is dialled again.
-const DIAL_PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
+const DIAL_PAUSE: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(500));
 
 /// Silence on a link after which it is over: a host that is lost sends no end. The role machine
 /// knows long before; this is for the next link.
