@@ -33,7 +33,7 @@ pub(crate) struct ItemHeader {
     pub(crate) state: u8,
     /// Class of the chunk.
     pub(crate) class: u8,
-    /// See [`check`].
+    /// As of [`Self::expected_check`]: a torn header does not match it.
     pub(crate) check: u8,
 }
 
