@@ -204,6 +204,12 @@ impl Engines {
         }
     }
 
+    /// Asks the engine to finish and go; no other can be started afterwards.
+    pub(super) fn stop(&mut self, grace_ms: u32) {
+        self.send(&ToEngine::Stop { grace_ms });
+        self.listeners.close();
+    }
+
     /// Ends whatever runs.
     pub(super) fn kill_all(&mut self) {
         for kill in self.living.values_mut().filter_map(Option::take) {

@@ -26,7 +26,7 @@ use super::start::{self, Listeners, Lock, PairKey};
 use super::status::StatusHandle;
 use crate::cli;
 use crate::config::Config;
-use crate::control::message::{Link, ServerState, Snapshot, ToEngine, VERSION};
+use crate::control::message::{Link, ServerState, Snapshot, VERSION};
 use crate::control::shared::{Held, Seat, SharedPage};
 use crate::telemetry;
 
@@ -368,7 +368,7 @@ impl Main {
         self.orders.send(Order::Resign);
         self.settle(RESIGN_TIME, |main| main.resigned).await;
         let grace_ms = u32::try_from(GRACE.as_millis()).unwrap_or(0);
-        self.engines.send(&ToEngine::Stop { grace_ms });
+        self.engines.stop(grace_ms);
         self.settle(GRACE + RESIGN_TIME, |main| main.engines.none_left()).await;
         self.engines.kill_all();
         self.hurry = false;

@@ -83,6 +83,12 @@ impl Listeners {
     pub(in crate::guardian) fn fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         self.sockets.iter().map(AsFd::as_fd)
     }
+
+    /// Lets the services' sockets go: once the engine has closed its own, clients that wait to be
+    /// accepted are reset and connect to the other node at once.
+    pub(in crate::guardian) fn close(&mut self) {
+        self.sockets.clear();
+    }
 }
 
 /// Every address an engine listens on, with the key that named it.
