@@ -1,8 +1,8 @@
 //! Support shared by the test suites and the lab: network namespaces as values, the two-node
 //! topology, child processes by pid, small clients, and waiting for a condition with a deadline.
 //!
-//! Nothing here sleeps for a guess of time: [`eventually()`] polls until a deadline. Everything that
-//! is made is undone on drop, and only what this process made.
+//! Nothing here sleeps for a guess of time: [`eventually()`] polls until a deadline. Everything
+//! that is made is undone on drop, and only what this process made.
 
 pub mod clients;
 pub mod ethtool;
