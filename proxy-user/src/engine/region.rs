@@ -17,6 +17,9 @@ use nix::unistd::ftruncate;
 
 /// Bytes made present in one step, in the background.
 const PREFAULT_STEP: usize = 4 << 20;
+/// The first answers come before pre-faulting: after a crash one core still tears the predecessor's
+/// memory down, and the other is needed to serve.
+const PREFAULT_AFTER: std::time::Duration = std::time::Duration::from_millis(500);
 
 /// A mapped region, and what should be said about it.
 #[derive(Debug)]
@@ -87,6 +90,7 @@ impl Mapped {
     pub(crate) fn prefault(&self) {
         let whole = self.whole;
         let work = move || {
+            std::thread::sleep(PREFAULT_AFTER);
             for offset in (0..whole.len).step_by(PREFAULT_STEP) {
                 let len = PREFAULT_STEP.min(whole.len - offset);
                 if let Err(error) = whole.advise(offset, len, MmapAdvise::MADV_POPULATE_WRITE) {
