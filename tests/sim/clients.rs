@@ -122,7 +122,8 @@ impl World {
     /// A gratuitous ARP of `host` is on the segment.
     pub(crate) fn clients_learn(&mut self, host: usize) {
         for id in 0..CLIENTS {
-            if self.clients[id].home.is_none() && !self.rng.chance(self.plan.deaf_clients) {
+            let hears = self.same_side(host, id) && !self.rng.chance(self.plan.deaf_clients);
+            if self.clients[id].home.is_none() && hears {
                 self.clients[id].arp = Some(host);
             }
         }
@@ -132,8 +133,8 @@ impl World {
         let host = match self.clients[id].home {
             Some(home) => home,
             None => {
-                let known = self.clients[id].arp.filter(|host| self.reaches(*host));
-                let Some(host) = known.or_else(|| self.resolve()) else { return false };
+                let known = self.clients[id].arp.filter(|host| self.reaches(*host, id));
+                let Some(host) = known.or_else(|| self.resolve(id)) else { return false };
                 host
             }
         };
@@ -150,14 +151,30 @@ impl World {
         true
     }
 
-    /// Can the segment's frames reach a host that lives?
-    fn reaches(&self, host: usize) -> bool {
-        self.hosts[host].powered && self.hosts[host].carrier
+    /// Does the segment lead from a client to a host that lives?
+    fn reaches(&self, host: usize, client: usize) -> bool {
+        let this = &self.hosts[host];
+        let open = !self.paths[0].ports[host].deaf && self.same_side(host, client);
+        this.powered && this.carrier && open
+    }
+
+    /// And back?
+    fn is_reached_by(&self, host: usize, client: usize) -> bool {
+        let open = !self.paths[0].ports[host].mute && self.same_side(host, client);
+        self.hosts[host].carrier && open
+    }
+
+    /// On a divided segment: is the client on the host's side?
+    pub(crate) fn same_side(&self, host: usize, client: usize) -> bool {
+        self.split.is_none_or(|sides| sides[client] == host)
     }
 
     /// ARP: whoever answers; of two the later one wins, by chance.
-    fn resolve(&mut self) -> Option<usize> {
-        let answers = |host: &usize| self.reaches(*host) && self.hosts[*host].page.answers;
+    fn resolve(&mut self, client: usize) -> Option<usize> {
+        let answers = |host: &usize| {
+            let both = self.reaches(*host, client) && self.is_reached_by(*host, client);
+            both && self.answers_arp(*host)
+        };
         let hosts: Vec<usize> = (0..2).filter(answers).collect();
         (!hosts.is_empty()).then(|| hosts[self.rng.index(hosts.len())])
     }
@@ -252,7 +269,7 @@ impl World {
         bytes: Vec<u8>,
     ) {
         let local = self.clients[client].home.is_some();
-        if !local && !self.reaches(host) || !self.hosts[host].powered {
+        if !local && !self.reaches(host, client) || !self.hosts[host].powered {
             return; // silence
         }
         if self.hosts[host].engine.as_ref().is_none_or(|e| e.life != engine) {
@@ -273,7 +290,7 @@ impl World {
     ) {
         let delay = self.rng.range(20 * US, 200 * US);
         let local = self.clients[client].home.is_some();
-        if !local && !self.reaches(host) {
+        if !local && !self.is_reached_by(host, client) {
             return;
         }
         let now = self.now;

@@ -76,6 +76,8 @@ pub(crate) struct Engine {
     gate: Option<(u64, [u64; PARTITIONS])>,
     late: Option<[u64; PARTITIONS]>,
     out: Vec<Output>,
+    /// Answers given in MASTER_SOLO, not told yet.
+    alone: u64,
 }
 
 struct Nobody;
@@ -105,7 +107,12 @@ impl Engine {
             gate: None,
             late: None,
             out: Vec::new(),
+            alone: 0,
         }
+    }
+
+    pub(crate) fn take_alone(&mut self) -> u64 {
+        std::mem::take(&mut self.alone)
     }
 
     fn gate_state(&self, page: &Page, now: Instant) -> GateState {
@@ -391,6 +398,7 @@ impl Engine {
             session.run(ctx);
             let transmit = session.poll_transmit(ctx, &mut bytes);
             if !bytes.is_empty() {
+                self.alone += u64::from(ctx.gate.role == GateRole::MasterSolo);
                 let (client, conn) = (*client, *conn);
                 self.out.push(Output::Client { client, conn, bytes, end: false });
             }

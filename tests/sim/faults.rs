@@ -9,8 +9,9 @@ use std::time::Duration;
 use proxy_user::config::UnsyncedTakeover;
 use proxy_user::node::PeerConfig;
 
+use crate::clients::CLIENTS;
 use crate::host::Input;
-use crate::network::{Path, Use};
+use crate::network::{Path, Port, Use};
 use crate::prng::Prng;
 use crate::world::{Ev, MS, Nanos, US, World};
 
@@ -19,8 +20,9 @@ use crate::world::{Ev, MS, Nanos, US, World};
 pub(crate) enum Fault {
     /// The engine is killed; `lost`: its store is found rejected.
     Engine { host: usize, lost: bool },
-    /// The guardian is killed, and its engine and store with it; started again after a while.
-    Guardian { host: usize, back: Nanos },
+    /// The guardian is killed, and its engine with it; started again after a while. The keeper
+    /// `keeps` the store, or it is killed too.
+    Guardian { host: usize, back: Nanos, keeps: bool },
     /// The power is cut; back after a while.
     Power { host: usize, back: Nanos },
     /// The guardian, the engine or both do not run for a while.
@@ -30,7 +32,18 @@ pub(crate) enum Fault {
     /// A path works again.
     Mend { path: usize },
     /// Datagrams are lost on every path; connections work.
-    Mute,
+    Filter,
+    /// Nothing comes in (`deaf`), or nothing goes out, at a host's end of a path.
+    Port { host: usize, path: usize, deaf: bool },
+    /// The clients' segment falls in two, each with a node and some of the clients; or is whole
+    /// again. Other paths go on.
+    Split(Option<[usize; CLIENTS]>),
+    /// A stronger foreign router's adverts; it `claims`: and its gratuitous ARP.
+    Foreign { length: Nanos, claims: bool },
+    /// A box in between ends the control connection in order, towards that host only.
+    FalseEnd { host: usize },
+    /// The disk of the state file does not answer for a while.
+    Hang { host: usize, length: Nanos },
     /// A connection is reset by something in between.
     Reset(Use),
     /// No connection of that use can be made for a while, and what is there is reset.
@@ -49,13 +62,19 @@ impl Fault {
     /// How long it lasts at most; `None`: it mends.
     const fn length(self) -> Option<Nanos> {
         match self {
-            Self::Engine { .. } | Self::Reset(_) => Some(100 * MS),
+            Self::Engine { .. } | Self::Reset(_) | Self::FalseEnd { .. } => Some(100 * MS),
+            Self::Foreign { length, .. } | Self::Hang { length, .. } => Some(length),
             Self::Guardian { back, .. } | Self::Power { back, .. } => Some(back),
             Self::Stop { length, .. } | Self::Slow { length, .. } => Some(length),
             Self::Refuse(_, length) => Some(length),
-            Self::Cut { .. } | Self::Mute | Self::Carrier { up: false, .. } => Some(700 * MS),
+            Self::Cut { .. }
+            | Self::Filter
+            | Self::Port { .. }
+            | Self::Split(Some(_))
+            | Self::Carrier { up: false, .. } => Some(700 * MS),
             Self::Disk { broken: true, .. } => Some(700 * MS),
             Self::Mend { .. }
+            | Self::Split(None)
             | Self::Carrier { up: true, .. }
             | Self::Disk { broken: false, .. }
             | Self::Calm => None,
@@ -84,6 +103,8 @@ pub(crate) struct Plan {
     pub(crate) evicts: bool,
     /// Lateness of timers, at most.
     pub(crate) jitter: Nanos,
+    /// Nobody on the segment answers ARP.
+    pub(crate) lonely: bool,
     /// In 1000: a client ignores a gratuitous ARP.
     pub(crate) deaf_clients: u64,
 }
@@ -116,7 +137,8 @@ impl Plan {
             loss: 0,
             repeat: 0,
             cut: [false, false],
-            mute: false,
+            filtered: false,
+            ports: [Port::default(); 2],
         };
         let clock = Clock { offset: 1_000 * MS, ppm: 0 };
         let peer = timing(&mut Prng::new(5));
@@ -132,6 +154,7 @@ impl Plan {
             },
             evicts: false,
             jitter: 0,
+            lonely: false,
             deaf_clients: 0,
         }
     }
@@ -173,7 +196,8 @@ fn draw_path(rng: &mut Prng) -> Path {
     let most = least + if rng.chance(250) { rng.range(MS, 8 * MS) } else { 200 * US };
     let loss = if rng.chance(400) { rng.range(5, 80) } else { 0 };
     let repeat = if rng.chance(300) { 50 } else { 0 };
-    Path { delay: (least, most), loss, repeat, cut: [false, false], mute: false }
+    let (cut, filtered, ports) = ([false, false], false, [Port::default(); 2]);
+    Path { delay: (least, most), loss, repeat, cut, filtered, ports }
 }
 
 fn draw_fault(rng: &mut Prng, at: Nanos, paths: usize, faults: &mut Vec<(Nanos, Fault)>) {
@@ -182,10 +206,14 @@ fn draw_fault(rng: &mut Prng, at: Nanos, paths: usize, faults: &mut Vec<(Nanos, 
     let length = if short { rng.range(5 * MS, 60 * MS) } else { rng.range(60 * MS, 700 * MS) };
     let back = rng.range(2 * MS, 600 * MS);
     let path = rng.index(paths);
+    let kind = rng.range(0, 30);
+    if kind >= 22 {
+        return draw_segment_fault(rng, at, paths, faults);
+    }
     let mut put = |delay: Nanos, fault| faults.push((at + delay, fault));
-    match rng.range(0, 22) {
+    match kind {
         0..=2 => put(0, Fault::Engine { host, lost: rng.chance(60) }),
-        3..=5 => put(0, Fault::Guardian { host, back }),
+        3..=5 => put(0, Fault::Guardian { host, back, keeps: rng.chance(600) }),
         6..=7 => put(0, Fault::Power { host, back }),
         8..=9 => put(0, Fault::Stop { host, guardian: true, engine: true, length }),
         10 => put(0, Fault::Stop { host, guardian: true, engine: false, length }),
@@ -217,7 +245,7 @@ fn draw_fault(rng: &mut Prng, at: Nanos, paths: usize, faults: &mut Vec<(Nanos, 
             put(length, Fault::Disk { host, broken: false });
         }
         19 => {
-            put(0, Fault::Mute);
+            put(0, Fault::Filter);
             put(length, Fault::Mend { path: 0 });
             put(length + 10 * MS, Fault::Mend { path: 1 });
         }
@@ -233,6 +261,39 @@ fn draw_fault(rng: &mut Prng, at: Nanos, paths: usize, faults: &mut Vec<(Nanos, 
     }
 }
 
+/// Faults of the clients' segment, of ears, of strangers and of disks.
+fn draw_segment_fault(rng: &mut Prng, at: Nanos, paths: usize, faults: &mut Vec<(Nanos, Fault)>) {
+    let host = rng.index(2);
+    let length = rng.range(5 * MS, 700 * MS);
+    let path = rng.index(paths);
+    let mut put = |delay: Nanos, fault| faults.push((at + delay, fault));
+    match rng.range(0, 8) {
+        0..=2 => {
+            let deaf = rng.chance(500);
+            let all = rng.chance(500);
+            for path in (0..paths).filter(|at| all || *at == path) {
+                put(0, Fault::Port { host, path, deaf });
+                put(length, Fault::Mend { path });
+            }
+        }
+        3..=4 => {
+            let sides = [0; CLIENTS].map(|_| rng.index(2));
+            put(0, Fault::Split(Some(sides)));
+            put(length, Fault::Split(None));
+            if rng.chance(600) {
+                for path in 1..paths {
+                    put(0, Fault::Cut { path, from: 0 });
+                    put(0, Fault::Cut { path, from: 1 });
+                    put(length, Fault::Mend { path });
+                }
+            }
+        }
+        5 => put(0, Fault::Foreign { length, claims: rng.chance(300) }),
+        6 => put(0, Fault::FalseEnd { host }),
+        _ => put(0, Fault::Hang { host, length }),
+    }
+}
+
 impl World {
     pub(crate) fn apply_fault(&mut self, fault: Fault) {
         let now = self.now;
@@ -244,12 +305,11 @@ impl World {
             Fault::Engine { host, lost } => {
                 self.kill_engine(host, 50 * MS);
                 if lost {
-                    self.hosts[host].store = None;
-                    self.checker.memory_lost(now, host);
+                    self.lose_store(host);
                 }
             }
-            Fault::Guardian { host, back } => {
-                self.kill_guardian(host);
+            Fault::Guardian { host, back, keeps } => {
+                self.kill_guardian(host, keeps);
                 self.after(back, Ev::Start { host });
             }
             Fault::Power { host, back } => {
@@ -269,9 +329,26 @@ impl World {
             Fault::Cut { path, from } => self.paths[path].cut[from] = true,
             Fault::Mend { path } => {
                 self.paths[path].cut = [false, false];
-                self.paths[path].mute = false;
+                self.paths[path].filtered = false;
+                self.paths[path].ports = [Port::default(); 2];
             }
-            Fault::Mute => self.paths.iter_mut().for_each(|path| path.mute = true),
+            Fault::Filter => self.paths.iter_mut().for_each(|path| path.filtered = true),
+            Fault::Port { host, path, deaf } => {
+                let port = &mut self.paths[path].ports[host];
+                *(if deaf { &mut port.deaf } else { &mut port.mute }) = true;
+            }
+            Fault::Split(sides) => {
+                self.split = sides;
+                self.paths[0].cut = [sides.is_some(); 2];
+            }
+            Fault::Foreign { length, claims } => self.foreign_advert(now + length, claims),
+            Fault::FalseEnd { host } => {
+                if self.conns.contains_key(&Use::Control) {
+                    self.control_ended(host, true);
+                    self.after(5 * MS, Ev::Fault(Fault::Reset(Use::Control)));
+                }
+            }
+            Fault::Hang { host, length } => self.hosts[host].disk_hangs_until = now + length,
             Fault::Refuse(kind, length) => {
                 self.refused.insert(kind, now + length);
                 self.break_conn(kind);
@@ -292,13 +369,16 @@ impl World {
     fn calm(&mut self) {
         self.quiet = true;
         self.refused.clear();
+        self.split = None;
         for path in &mut self.paths {
             path.cut = [false, false];
-            path.mute = false;
+            path.filtered = false;
+            path.ports = [Port::default(); 2];
             path.loss = 0;
         }
         for host in 0..2 {
             self.hosts[host].disk_broken = false;
+            self.hosts[host].disk_hangs_until = 0;
             self.hosts[host].carrier = true;
             self.hosts[host].powered = true;
             self.tell_guardian(host, Input::Carrier(true));

@@ -9,11 +9,12 @@ use std::time::Instant;
 use cache::Cache;
 use proxy_user::config::Side;
 use proxy_user::node::{
-    Beat, BootId, ControlEvent, Effect, EngineEvent, Epoch, Event, Lease, Node, NodeConfig,
-    PeerMessage, Session, State, Tell,
+    Beat, BootId, Contact, ControlEvent, Effect, EngineEvent, Epoch, Event, Lease, Legacy, Node,
+    NodeConfig, PeerMessage, Session, State, Tell, Via,
 };
 use vrrp::{AdvertInterval, Instance, InstanceConfig, Mode, Priority, Received, Vrid};
 
+use crate::clients::CLIENTS;
 use crate::engine::Engine;
 use crate::network::Use;
 use crate::world::{Ev, MS, Mutation, Nanos, US, World};
@@ -27,6 +28,8 @@ pub(crate) struct Page {
     pub(crate) guardian_alive: bool,
     /// XDP answers for the VIP.
     pub(crate) answers: bool,
+    /// Answers given in MASTER_SOLO.
+    pub(crate) alone: u64,
 }
 
 const DEAD_PAGE: Page = Page {
@@ -35,17 +38,33 @@ const DEAD_PAGE: Page = Page {
     lease: Lease::Expired,
     guardian_alive: false,
     answers: false,
+    alone: 0,
 };
 
 /// What waits for the guardian's thread.
 #[derive(Debug, Clone)]
 pub(crate) enum Input {
-    Message(PeerMessage),
+    Message(PeerMessage, Option<usize>),
+    Answered(Answered),
     Control(ControlEvent),
     Engine(EngineEvent),
     Persisted(Epoch, bool),
     Carrier(bool),
-    Advert(Vec<u8>),
+    /// From a foreign router, or (false) from the peer.
+    Advert(Vec<u8>, bool),
+}
+
+/// What a host, or its segment, answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Answered {
+    /// The addresses stand there, or do not.
+    Address(bool),
+    /// A third host answered ARP.
+    Life,
+    /// The peer's kernel did, or somebody answered for the address.
+    Contact(Contact),
+    /// No guardian listens at the peer's.
+    Refused,
 }
 
 pub(crate) struct Guardian {
@@ -65,9 +84,13 @@ pub(crate) struct Host {
     pub(crate) engine: Option<Engine>,
     /// The memfd: lives and dies with the guardian.
     pub(crate) store: Option<Arc<Cache>>,
+    /// What the last guardian left beside the store.
+    pub(crate) legacy: Option<Legacy>,
     /// The state file's content.
     pub(crate) disk: u16,
     pub(crate) disk_broken: bool,
+    /// Writes end then, and not before.
+    pub(crate) disk_hangs_until: Nanos,
     pub(crate) guardian_paused: Nanos,
     pub(crate) engine_paused: Nanos,
     /// Until then the engine's turns are far apart.
@@ -86,6 +109,9 @@ pub(crate) fn side_of(host: usize) -> Side {
 fn address(host: usize) -> IpAddr {
     IpAddr::V4(Ipv4Addr::new(192, 0, 2, if host == 0 { 1 } else { 2 }))
 }
+
+/// A router that is not of the pair.
+const FOREIGN: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 9));
 
 fn router(host: usize) -> Instance {
     let vip = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 100));
@@ -107,8 +133,10 @@ impl Host {
             page: DEAD_PAGE,
             engine: None,
             store: None,
+            legacy: None,
             disk: 0,
             disk_broken: false,
+            disk_hangs_until: 0,
             guardian_paused: 0,
             engine_paused: 0,
             slow_until: 0,
@@ -142,12 +170,15 @@ impl World {
             boot,
             persisted: Epoch::new(self.hosts[host].disk).unwrap_or_default(),
             peer: Some(self.plan.peer.clone()),
+            segments: vec![Some(0)],
+            legacy: self.hosts[host].legacy,
         };
         let now = self.clock(host);
         let mut node = Node::new(now, config, vec![router(host)]);
         node.start(now);
         let this = &mut self.hosts[host];
         node.handle_carrier(now, 0, this.carrier);
+        node.handle_targets(now, 0, !self.plan.lonely);
         this.page = Page { guardian_alive: true, ..DEAD_PAGE };
         this.last_beat = None;
         this.guardian = Some(Guardian {
@@ -158,7 +189,6 @@ impl World {
             turn_at: None,
         });
         self.note(Some(host), "guardian starts");
-        self.checker.memory_lost(self.now, host);
         self.collect(host);
         let up = self.rng.range(2 * MS, 15 * MS);
         self.after(up, Ev::EngineUp { host, life });
@@ -176,7 +206,7 @@ impl World {
     /// Gives an input to a guardian that lives.
     pub(crate) fn tell_guardian(&mut self, host: usize, input: Input) {
         let Some(guardian) = &mut self.hosts[host].guardian else { return };
-        let droppable = matches!(input, Input::Message(_) | Input::Advert(_));
+        let droppable = matches!(input, Input::Message(..) | Input::Advert(..));
         if droppable && guardian.inbox.len() >= INBOX {
             return;
         }
@@ -209,9 +239,10 @@ impl World {
         if !guardian.effects.is_empty() {
             return; // performing: the last effect wakes us
         }
+        guardian.node.handle_alone(this.page.alone);
         match guardian.inbox.pop_front() {
             Some(input) => {
-                if let Input::Message(PeerMessage::Beat(beat)) = &input {
+                if let Input::Message(PeerMessage::Beat(beat), _) = &input {
                     let before = guardian.node.peer(now).map(|view| (view.boot, view.number));
                     let fresh = before.is_none_or(|(boot, n)| boot != beat.boot || n < beat.number);
                     if fresh {
@@ -231,13 +262,23 @@ impl World {
 
     fn feed(node: &mut Node, host: usize, now: Instant, input: Input) {
         match input {
-            Input::Message(message) => node.handle_message(now, &message),
+            Input::Message(message, path) => {
+                let via = path.map(|path| Via { ours: path, theirs: path });
+                node.handle_message(now, &message, via);
+            }
+            Input::Answered(Answered::Address(there)) => node.handle_address(now, there),
+            Input::Answered(Answered::Refused) => {
+                node.handle_control(now, ControlEvent::Refused);
+            }
+            Input::Answered(Answered::Life) => node.handle_life(now, 0),
+            Input::Answered(Answered::Contact(contact)) => node.handle_contact(now, 0, contact),
             Input::Control(event) => node.handle_control(now, event),
             Input::Engine(event) => node.handle_engine(now, event),
             Input::Persisted(epoch, ok) => node.handle_epoch_persisted(now, epoch, ok),
             Input::Carrier(up) => node.handle_carrier(now, 0, up),
-            Input::Advert(payload) => {
-                let received = Received::multicast(address(1 - host), 255, &payload);
+            Input::Advert(payload, foreign) => {
+                let from = if foreign { FOREIGN } else { address(1 - host) };
+                let received = Received::multicast(from, 255, &payload);
                 // a refusal is counted by the instance
                 let _refused = node.handle_advert(now, 0, &received).err();
             }
@@ -298,8 +339,9 @@ impl World {
         match effect {
             Effect::PersistEpoch(epoch) => {
                 let delay = self.rng.range(50 * US, 2 * MS);
-                let life = self.hosts[host].guardian.as_ref().map_or(0, |g| g.life);
-                self.after(delay, Ev::Disk { host, life, epoch: epoch.get() });
+                let at = (self.now + delay).max(self.hosts[host].disk_hangs_until);
+                let life = self.life_of(host);
+                self.at(at, Ev::Disk { host, life, epoch: epoch.get() });
             }
             Effect::SetRole { state, epoch } => {
                 self.role_changes(host, state, epoch);
@@ -319,7 +361,8 @@ impl World {
                         continue;
                     }
                     for delay in self.paths[path].clone().datagram(&mut self.rng, host) {
-                        self.after(delay, Ev::Datagram { to: 1 - host, bytes: bytes.clone() });
+                        let bytes = bytes.clone();
+                        self.after(delay, Ev::Datagram { to: 1 - host, path, bytes });
                     }
                 }
                 if let Some(id) = self.conns.get(&Use::Control).map(|conn| conn.id) {
@@ -333,8 +376,58 @@ impl World {
             Effect::EngineTarget(target) => {
                 self.tell_engine(host, crate::engine::Input::Target(target));
             }
+            Effect::Address(there) => {
+                let delay = self.rng.range(50 * US, 400 * US);
+                self.answer_later(host, delay, Answered::Address(there));
+            }
+            Effect::Probe { .. } => self.probe(host),
+            Effect::AskWitness(_) => unreachable!("no witness is configured"),
+            Effect::Remember(legacy) => self.hosts[host].legacy = Some(legacy),
             Effect::Event(event) => self.event(host, event),
         }
+    }
+
+    fn life_of(&self, host: usize) -> u64 {
+        self.hosts[host].guardian.as_ref().map_or(0, |g| g.life)
+    }
+
+    fn answer_later(&mut self, host: usize, delay: Nanos, answer: Answered) {
+        let life = self.life_of(host);
+        self.after(delay, Ev::Answered { host, life, answer });
+    }
+
+    pub(crate) fn host_answered(&mut self, host: usize, life: u64, answer: Answered) {
+        if self.life_of(host) == life {
+            self.tell_guardian(host, Input::Answered(answer));
+        }
+    }
+
+    /// ARP requests to third hosts, to the peer, and for the address itself.
+    fn probe(&mut self, host: usize) {
+        let there = self.rng.range(50 * US, 300 * US);
+        if self.segment_answers(host) {
+            self.answer_later(host, there, Answered::Life);
+        }
+        let other = 1 - host;
+        if !self.hosts[other].powered || self.is_cut(0, host) || self.is_cut(0, other) {
+            return;
+        }
+        let back = there + self.rng.range(50 * US, 300 * US);
+        self.answer_later(host, back, Answered::Contact(Contact::PeerArp));
+        if self.answers_arp(other) {
+            self.answer_later(host, back, Answered::Contact(Contact::Claim));
+        }
+    }
+
+    /// Is there a client that this host's segment leads to and back from?
+    fn segment_answers(&self, host: usize) -> bool {
+        let this = &self.hosts[host];
+        let there = (0..CLIENTS - 2).any(|client| self.same_side(host, client));
+        this.carrier
+            && this.powered
+            && self.paths[0].ports[host].works()
+            && there
+            && !self.plan.lonely
     }
 
     /// The planted fault: what was asked of the peer is taken for done.
@@ -347,7 +440,7 @@ impl World {
         let Some(guardian) = &self.hosts[host].guardian else { return };
         let Some(view) = guardian.node.peer(now).copied() else { return };
         let forged = Beat { session: Session(view.session.0 + 1), number: view.number + 1, ..view };
-        self.tell_guardian(host, Input::Message(PeerMessage::Beat(forged)));
+        self.tell_guardian(host, Input::Message(PeerMessage::Beat(forged), None));
     }
 
     fn role_changes(&mut self, host: usize, state: State, epoch: Epoch) {
@@ -384,24 +477,63 @@ impl World {
 
     fn vrrp_output(&mut self, host: usize, output: &vrrp::Output) {
         match output {
-            vrrp::Output::SendAdvert { payload, .. } if self.hosts[host].carrier => {
+            vrrp::Output::SendAdvert { payload, .. } if !self.is_cut(0, host) => {
                 let delay = self.rng.range(50 * US, 300 * US);
                 self.after(delay, Ev::Advert { to: 1 - host, payload: payload.clone() });
             }
-            vrrp::Output::Garp { .. } if self.hosts[host].carrier => self.clients_learn(host),
+            vrrp::Output::Garp { .. } if self.hosts[host].carrier => {
+                if !self.paths[0].ports[host].mute {
+                    self.clients_learn(host);
+                }
+                if !self.is_cut(0, host) {
+                    let claim = Answered::Contact(Contact::Claim);
+                    self.answer_later(1 - host, 100 * US, claim);
+                }
+            }
             _ => {}
         }
     }
 
     pub(crate) fn advert_arrives(&mut self, to: usize, payload: Vec<u8>) {
         if self.hosts[to].carrier {
-            self.tell_guardian(to, Input::Advert(payload));
+            self.tell_guardian(to, Input::Advert(payload, false));
         }
     }
 
-    pub(crate) fn guardian_hears(&mut self, host: usize, bytes: &[u8]) {
+    /// A stronger router's advert, and (if it `claims`) its gratuitous ARP, to both hosts.
+    pub(crate) fn foreign_advert(&mut self, until: Nanos, claims: bool) {
+        let mut router = router(0);
+        let mut config = router.config().clone();
+        (config.source, config.priority) = (FOREIGN, Priority::new(254));
+        config.mode = Mode::Coupled { peer: None };
+        if let Ok(foreign) = Instance::new(config) {
+            router = foreign;
+        }
+        router.startup(self.clock(0));
+        router.promote(self.clock(0));
+        let outputs = std::iter::from_fn(|| router.poll_output());
+        let adverts = outputs.filter_map(|output| match output {
+            vrrp::Output::SendAdvert { payload, .. } => Some(payload),
+            _ => None,
+        });
+        let payload = adverts.last().expect("a promoted router speaks");
+        for host in 0..2 {
+            if self.hosts[host].carrier && !self.paths[0].ports[host].deaf {
+                self.tell_guardian(host, Input::Advert(payload.clone(), true));
+                if claims {
+                    let claim = Answered::Contact(Contact::Claim);
+                    self.tell_guardian(host, Input::Answered(claim));
+                }
+            }
+        }
+        if self.now + 100 * MS < until && !self.quiet {
+            self.after(100 * MS, Ev::Foreign { until, claims });
+        }
+    }
+
+    pub(crate) fn guardian_hears(&mut self, host: usize, bytes: &[u8], path: Option<usize>) {
         if let Ok(message) = PeerMessage::decode(bytes) {
-            self.tell_guardian(host, Input::Message(message));
+            self.tell_guardian(host, Input::Message(message, path));
         }
     }
 
@@ -412,6 +544,20 @@ impl World {
     pub(crate) fn control_ended(&mut self, host: usize, by_peer: bool) {
         let event = if by_peer { ControlEvent::ClosedByPeer } else { ControlEvent::Lost };
         self.tell_guardian(host, Input::Control(event));
+        if by_peer {
+            self.ask_port(host);
+        }
+    }
+
+    /// Is there a guardian that listens? The peer's kernel says so, if it is reached.
+    fn ask_port(&mut self, host: usize) {
+        let other = 1 - host;
+        let path =
+            (0..self.paths.len()).find(|path| !self.is_cut(*path, 0) && !self.is_cut(*path, 1));
+        if path.is_some() && self.hosts[other].powered && self.hosts[other].guardian.is_none() {
+            let round = self.rng.range(100 * US, 600 * US);
+            self.answer_later(host, round, Answered::Refused);
+        }
     }
 
     pub(crate) fn disk_done(&mut self, host: usize, life: u64, epoch: u16) {
@@ -428,18 +574,19 @@ impl World {
     }
 
     /// The guardian's process ends: the kernel marks its futex, closes its connection, takes its
-    /// XDP link and kills the engine.
-    pub(crate) fn kill_guardian(&mut self, host: usize) {
+    /// XDP link and kills the engine. `keeps`: the keeper still has the store.
+    pub(crate) fn kill_guardian(&mut self, host: usize, keeps: bool) {
         if self.hosts[host].guardian.take().is_none() {
             return;
         }
         self.hosts[host].page = DEAD_PAGE;
         self.checker.role(self.now, host, State::Boot, 0);
         self.kill_engine(host, 500 * US);
-        self.hosts[host].store = None;
         self.hosts[host].guardian_paused = 0;
         self.close(Use::Control, host, 300 * US);
-        self.checker.memory_lost(self.now, host);
+        if !keeps {
+            self.lose_store(host);
+        }
     }
 
     /// The power is cut: nothing more is said.
@@ -449,10 +596,15 @@ impl World {
         self.hosts[host].guardian = None;
         self.hosts[host].page = DEAD_PAGE;
         self.hosts[host].engine = None;
-        self.hosts[host].store = None;
         self.hosts[host].guardian_paused = 0;
         self.hosts[host].engine_paused = 0;
         self.checker.role(self.now, host, State::Boot, 0);
+        self.lose_store(host);
+    }
+
+    pub(crate) fn lose_store(&mut self, host: usize) {
+        self.hosts[host].store = None;
+        self.hosts[host].legacy = None;
         self.checker.memory_lost(self.now, host);
     }
 }

@@ -14,6 +14,11 @@ impl World {
         }
     }
 
+    /// The program answers for the address, but no longer than the lease says.
+    pub(crate) fn answers_arp(&self, host: usize) -> bool {
+        self.hosts[host].page.answers && self.leased(host)
+    }
+
     /// After every role word and every lease.
     pub(crate) fn look_at_leases(&mut self) {
         let states = [0, 1].map(|host| self.hosts[host].page.state);

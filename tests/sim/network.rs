@@ -19,12 +19,35 @@ pub(crate) struct Path {
     /// Cut from side 0, from side 1.
     pub(crate) cut: [bool; 2],
     /// Datagrams are lost, connections work: a filter in between.
+    pub(crate) filtered: bool,
+    /// Per host: its own end of the wire.
+    pub(crate) ports: [Port; 2],
+}
+
+/// A host's interface on a wire, with carrier up all the time.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Port {
+    /// Nothing comes in.
+    pub(crate) deaf: bool,
+    /// Nothing goes out.
     pub(crate) mute: bool,
+}
+
+impl Port {
+    /// A question leaves and its answer comes in.
+    pub(crate) const fn works(self) -> bool {
+        !self.deaf && !self.mute
+    }
 }
 
 impl Path {
     pub(crate) fn delay(&self, rng: &mut Prng) -> Nanos {
         rng.range(self.delay.0, self.delay.1)
+    }
+
+    /// Do frames of `from` reach the other host?
+    pub(crate) const fn passes(&self, from: usize) -> bool {
+        !self.cut[from] && !self.ports[from].mute && !self.ports[1 - from].deaf
     }
 
     /// When copies of a datagram sent now arrive, after now.
@@ -33,7 +56,7 @@ impl Path {
         let mut arrivals = Vec::new();
         for _ in 0..copies {
             let (lost, delay) = (rng.chance(self.loss), self.delay(rng));
-            if !lost && !self.cut[from] && !self.mute {
+            if !lost && self.passes(from) && !self.filtered {
                 arrivals.push(delay);
             }
         }

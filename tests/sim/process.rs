@@ -60,6 +60,7 @@ impl World {
         }
         let life = engine.life;
         let outputs = engine.turn(&this.page, now, seconds);
+        this.page.alone += engine.take_alone();
         if engine.wants_time() {
             self.engine_turn_at(host, self.now + 4 * MS);
         }

@@ -8,9 +8,9 @@ use std::collections::{BTreeMap, BinaryHeap};
 use std::time::{Duration, Instant};
 
 use crate::checker::Checker;
-use crate::clients::Client;
+use crate::clients::{CLIENTS, Client};
 use crate::faults::{Fault, Plan};
-use crate::host::Host;
+use crate::host::{Answered, Host};
 use crate::network::{Conn, GIVE_UP, Path, Use, retry};
 use crate::prng::Prng;
 use crate::trace::Trace;
@@ -51,9 +51,13 @@ pub(crate) enum Ev {
     /// The engine's turn.
     Engine(usize),
     /// A datagram arrives at a guardian.
-    Datagram { to: usize, bytes: Vec<u8> },
+    Datagram { to: usize, path: usize, bytes: Vec<u8> },
     /// A VRRP advert arrives.
     Advert { to: usize, payload: Vec<u8> },
+    /// Something that a guardian asked of its host, or of the segment, is answered.
+    Answered { host: usize, life: u64, answer: Answered },
+    /// A foreign router sends its next advert.
+    Foreign { until: Nanos, claims: bool },
     /// The head of a connection's queue may arrive.
     Arrive { kind: Use, id: u64, from: usize },
     /// Try to connect.
@@ -109,6 +113,8 @@ pub(crate) struct World {
     pub(crate) refused: BTreeMap<Use, Nanos>,
     /// No more faults and no more writes.
     pub(crate) quiet: bool,
+    /// The clients' segment is divided: who is on whose side.
+    pub(crate) split: Option<[usize; CLIENTS]>,
 }
 
 /// Events of one run, at most: a bound, never reached by a sound run.
@@ -144,6 +150,7 @@ impl World {
             figures: Figures::default(),
             refused: BTreeMap::new(),
             quiet: false,
+            split: None,
         };
         world.schedule_begin();
         world
@@ -215,7 +222,9 @@ impl World {
             Ev::Guardian(host) => self.guardian_turn(host),
             Ev::Perform(host, life) => self.perform(host, life),
             Ev::Engine(host) => self.engine_turn(host),
-            Ev::Datagram { to, bytes } => self.guardian_hears(to, &bytes),
+            Ev::Datagram { to, path, bytes } => self.guardian_hears(to, &bytes, Some(path)),
+            Ev::Answered { host, life, answer } => self.host_answered(host, life, answer),
+            Ev::Foreign { until, claims } => self.foreign_advert(until, claims),
             Ev::Advert { to, payload } => self.advert_arrives(to, payload),
             Ev::Arrive { kind, id, from } => self.arrive(kind, id, from),
             Ev::Dial(kind) => self.dial(kind),
@@ -264,7 +273,7 @@ impl World {
     /// Is a wire's direction of no use: cut, or a carrier is missing on the clients' segment?
     pub(crate) fn is_cut(&self, path: usize, from: usize) -> bool {
         let segment = path == 0 && self.hosts.iter().any(|host| !host.carrier);
-        self.paths[path].cut[from] || segment
+        !self.paths[path].passes(from) || segment
     }
 
     fn dial(&mut self, kind: Use) {
@@ -338,7 +347,7 @@ impl World {
             return self.end_arrives(kind, from);
         }
         match kind {
-            Use::Control => self.guardian_hears(1 - from, &bytes),
+            Use::Control => self.guardian_hears(1 - from, &bytes, None),
             Use::Link(link) => self.link_bytes(1 - from, link, id, bytes),
         }
     }

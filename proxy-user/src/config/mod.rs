@@ -74,6 +74,27 @@ pub struct Pair {
     pub unsynced_takeover: UnsyncedTakeover,
     /// Silence at start after which this node takes itself for alone.
     pub boot_wait: Duration,
+    /// What silence means on a segment where no third host is known.
+    pub lonely_segment: LonelySegment,
+}
+
+/// What silence of the peer means where there is nobody else on the segment who could say whether
+/// this node is the isolated one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum LonelySegment {
+    /// The peer is dead: go on without it.
+    Takeover,
+    /// Nothing: wait for the peer.
+    Hold,
+}
+
+/// Who may go on by silence when the witness cannot be reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum UnreachableWitness {
+    /// Nobody.
+    Hold,
+    /// The master of that moment; its backup never.
+    PreferMaster,
 }
 
 impl Pair {
@@ -102,7 +123,7 @@ pub enum Side {
 impl Side {
     /// The epoch's low bit.
     #[must_use]
-    pub fn bit(self) -> u16 {
+    pub const fn bit(self) -> u16 {
         match self {
             Self::A => 0,
             Self::B => 1,

@@ -37,6 +37,7 @@ pub(super) struct RawNode {
     pub(super) heartbeat: At<String>,
     pub(super) dead_after: At<i64>,
     pub(super) unsynced_takeover: At<String>,
+    pub(super) lonely_segment: At<String>,
     pub(super) boot_wait: At<String>,
 }
 

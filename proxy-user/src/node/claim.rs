@@ -23,6 +23,8 @@ impl Epoch {
     pub const MAX: Self = Self(0x7fff);
     /// Promotions after which [`Self::is_alarming`]; 1,383 more are possible.
     pub const ALARM_PROMOTIONS: u16 = 15_000;
+    /// Four promotions of either side.
+    const RESERVED: u16 = 9;
 
     /// `None` when `value` does not fit 15 bits.
     #[must_use]
@@ -41,6 +43,20 @@ impl Epoch {
     #[must_use]
     pub fn next(self, side: Side) -> Option<Self> {
         Self::new((self.0 & !1) + 2 + side.bit())
+    }
+
+    /// So many promotions may follow without waiting for the disk: what the state file is made to
+    /// hold ahead of the highest epoch known. A start uses up what was reserved before it, since
+    /// nobody knows how much of it was used.
+    #[must_use]
+    pub fn reserve(self) -> Self {
+        Self(self.0.saturating_add(Self::RESERVED).min(Self::MAX.0))
+    }
+
+    /// Half of the reserve is used: make a new one.
+    #[must_use]
+    pub(super) fn wants_reserve(self, held: Self) -> bool {
+        held < Self::MAX && held.0 < self.0.saturating_add(Self::RESERVED / 2)
     }
 
     /// So few are left that an operator must know.
@@ -83,31 +99,96 @@ pub enum Lineage {
     /// The reign of this epoch began without what the pair had held (an empty store, or a full
     /// sync not finished), and no peer has held its content since.
     Apart(Epoch),
-    /// Both nodes have held this content at some time; the epoch is the newest that wrote to it.
+    /// Both nodes have held this content at some time, and whoever wrote to it since had proof that
+    /// the other does not; the epoch is the newest that wrote to it.
     Shared(Epoch),
+    /// Shared content of epoch `base`, written to by this node since it went on by *silence*, in
+    /// `epoch`: the other may have done the same.
+    Fork {
+        /// Epoch of the content that both hold.
+        base: Epoch,
+        /// This side's reign, at first `base` itself or a new one.
+        epoch: Epoch,
+    },
 }
 
 impl Lineage {
     /// Sorts from the worst to the best. Of two that began apart the elder is better: it has
-    /// served for longer. Of two shared ones the newer is better: it continues the older.
+    /// served for longer. Of two shared ones the newer is better: it continues the older. A fork is
+    /// as good as its base: what came after it is for [`Claim`] to weigh.
     const fn rank(self) -> (u8, u16) {
         match self {
             Self::Empty => (0, 0),
             Self::Apart(epoch) => (1, Epoch::MAX.0 - epoch.0),
-            Self::Shared(epoch) => (2, epoch.0),
+            Self::Shared(epoch) | Self::Fork { base: epoch, .. } => (2, epoch.0),
         }
+    }
+
+    /// Did `side` lead the epoch that both sides held last?
+    const fn led_by(self, side: Side) -> bool {
+        match self {
+            Self::Empty => false,
+            Self::Apart(epoch) | Self::Shared(epoch) | Self::Fork { base: epoch, .. } => {
+                epoch.0 & 1 == side.bit()
+            }
+        }
+    }
+
+    /// This content, after its node went on by silence in `epoch`.
+    #[must_use]
+    pub(super) const fn forked(self, epoch: Epoch) -> Self {
+        match self {
+            Self::Empty => Self::Apart(epoch),
+            Self::Apart(since) => Self::Apart(since),
+            Self::Shared(base) | Self::Fork { base, .. } => Self::Fork { base, epoch },
+        }
+    }
+
+    /// This content, after its node took a new reign with proof that the other has none.
+    #[must_use]
+    pub(super) const fn continued(self, epoch: Epoch) -> Self {
+        match self {
+            Self::Shared(_) => Self::Shared(epoch),
+            _ => self.forked(epoch),
+        }
+    }
+}
+
+/// How much was answered alone, to clients, that the other node does not hold: 0 for nothing, else
+/// one more than the binary logarithm of the number of answers.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize,
+)]
+pub struct Alone(pub u8);
+
+impl Alone {
+    /// Of a number of answers.
+    #[must_use]
+    pub const fn of(answers: u64) -> Self {
+        // at most 64
+        Self((u64::BITS - answers.leading_zeros()) as u8)
+    }
+
+    /// Has any client been answered?
+    #[must_use]
+    pub const fn any(self) -> bool {
+        self.0 > 0
     }
 }
 
 /// A node's claim to be master. Two nodes that compare the same two claims agree on the better:
 /// claims of different sides are never equal.
+///
+/// In order: where the content comes from; of two continuations of the same content, the one that
+/// has answered clients alone; then the side that led the common epoch (it may hold what it did not
+/// replicate); then who answered more; then side a.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Claim {
     /// Where the data comes from.
     pub lineage: Lineage,
-    /// This node was the master of that epoch: it may hold what it did not replicate.
-    pub led: bool,
-    /// Last tie-break: side a wins.
+    /// What clients were told that the other node does not hold.
+    pub alone: Alone,
+    /// Which node it is.
     pub side: Side,
 }
 
@@ -118,8 +199,10 @@ impl Claim {
         self.rank() > other.rank()
     }
 
-    const fn rank(self) -> ((u8, u16), bool, bool) {
-        (self.lineage.rank(), self.led, matches!(self.side, Side::A))
+    const fn rank(self) -> ((u8, u16), bool, bool, Alone, bool) {
+        let Self { lineage, alone, side } = self;
+        let led = lineage.led_by(side);
+        (lineage.rank(), alone.any(), led, alone, matches!(side, Side::A))
     }
 }
 
@@ -152,23 +235,54 @@ mod tests {
     }
 
     #[test]
+    fn alone_is_a_logarithm() {
+        for (answers, alone) in [(0, 0), (1, 1), (2, 2), (3, 2), (4, 3), (u64::MAX, 64)] {
+            assert_eq!(Alone::of(answers), Alone(alone), "{answers}");
+        }
+    }
+
+    #[test]
     fn claims_in_order() {
-        use Lineage::{Apart, Empty, Shared};
-        let claim = |lineage, led, side| Claim { lineage, led, side };
+        use Lineage::{Apart, Empty, Fork, Shared};
+        let claim = |lineage, alone, side| Claim { lineage, alone: Alone(alone), side };
+        let fork = |base, own| Fork { base: epoch(base), epoch: epoch(own) };
         let ascending = [
-            claim(Empty, false, Side::B),
-            claim(Empty, false, Side::A),
-            claim(Apart(epoch(9)), true, Side::B),
-            claim(Apart(epoch(2)), true, Side::A),
-            claim(Shared(epoch(2)), false, Side::B),
-            claim(Shared(epoch(2)), true, Side::A),
-            claim(Shared(epoch(4)), false, Side::B),
-            claim(Shared(epoch(4)), true, Side::B),
+            claim(Empty, 0, Side::B),
+            claim(Empty, 0, Side::A),
+            claim(Apart(epoch(9)), 0, Side::B),
+            claim(Apart(epoch(2)), 3, Side::A),
+            // a common content of epoch 2, led by a: a backup that nobody reached yields
+            claim(fork(2, 3), 0, Side::B),
+            claim(Shared(epoch(2)), 0, Side::A),
+            // who answered alone wins
+            claim(fork(2, 3), 5, Side::B),
+            // both did: the old master
+            claim(fork(2, 2), 1, Side::A),
+            // with proof, history goes on
+            claim(Shared(epoch(3)), 0, Side::B),
+            claim(fork(4, 5), 1, Side::B),
+            claim(Shared(epoch(4)), 2, Side::A),
         ];
         for (i, a) in ascending.iter().enumerate() {
             for (j, b) in ascending.iter().enumerate() {
                 assert_eq!(a.beats(*b), i > j, "{a:?} {b:?}");
             }
+        }
+    }
+
+    #[test]
+    fn forks_and_continuations() {
+        use Lineage::{Apart, Empty, Fork, Shared};
+        let e = epoch;
+        let fork = Fork { base: e(2), epoch: e(5) };
+        for (from, forked, continued) in [
+            (Empty, Apart(e(5)), Apart(e(5))),
+            (Apart(e(2)), Apart(e(2)), Apart(e(2))),
+            (Shared(e(2)), fork, Shared(e(5))),
+            (Fork { base: e(2), epoch: e(3) }, fork, fork),
+        ] {
+            assert_eq!(from.forked(e(5)), forked, "{from:?}");
+            assert_eq!(from.continued(e(5)), continued, "{from:?}");
         }
     }
 }

@@ -4,10 +4,12 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use super::claim::{Epoch, Lineage};
+use super::claim::{Alone, Epoch, Lineage};
 use super::message::{Beat, BootId};
+use super::question::Question;
 use super::role::{Cause, Refused, State};
-use crate::config::{Side, UnsyncedTakeover};
+use super::segment::Reach;
+use crate::config::{LonelySegment, Side, UnreachableWitness, UnsyncedTakeover};
 
 /// What a [`super::Node`] is made from.
 #[derive(Debug, Clone)]
@@ -20,6 +22,22 @@ pub struct NodeConfig {
     pub persisted: Epoch,
     /// The other node; `None` = single.
     pub peer: Option<PeerConfig>,
+    /// Per VRRP instance: which of the peer's addresses is on its segment, as an index of the
+    /// paths (by which [`super::Node::handle_beat`] names them).
+    pub segments: Vec<Option<usize>>,
+    /// What the guardian before this one knew of the store, if the store outlived it.
+    pub legacy: Option<Legacy>,
+}
+
+/// What a guardian leaves to the next one on the same store ([`Effect::Remember`]).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Legacy {
+    /// Where the store's content comes from.
+    pub lineage: Lineage,
+    /// What was answered that the peer does not hold.
+    pub alone: Alone,
+    /// It was the master, and the peer was not there: nobody else needs to be waited for.
+    pub solo: bool,
 }
 
 /// The other node, and how to judge it.
@@ -29,9 +47,8 @@ pub struct PeerConfig {
     pub beat: Duration,
     /// Missed beats until silence is death: `T_dead = beat * dead_after`, at least 3.
     pub dead_after: u32,
-    /// After its connection closed: how long a beat may still come and deny its death. Longer
-    /// than a round trip on the fastest path, and the peer's scheduling delay.
-    pub grace: Duration,
+    /// After its connection closed: how often it is asked whether it lives.
+    pub ask: Duration,
     /// Silence after start until this node takes itself for alone.
     pub boot_wait: Duration,
     /// When a node that is not SYNCED takes over from a peer that is unheard.
@@ -44,6 +61,10 @@ pub struct PeerConfig {
     pub engine_wait: Duration,
     /// How long the better of two masters waits for the other to hear it, until it yields itself.
     pub asymmetry_wait: Duration,
+    /// What silence means where no third host is known on the segment to ask.
+    pub lonely: LonelySegment,
+    /// A witness is asked before a node goes on by silence; what to do when it cannot be reached.
+    pub witness: Option<UnreachableWitness>,
 }
 
 impl Default for PeerConfig {
@@ -51,13 +72,15 @@ impl Default for PeerConfig {
         Self {
             beat: Duration::from_millis(10),
             dead_after: 4,
-            grace: Duration::from_millis(3),
+            ask: Duration::from_millis(1),
             boot_wait: Duration::from_secs(3),
             unsynced_takeover: UnsyncedTakeover::After(Duration::from_secs(3)),
             resync_hold: Duration::from_secs(1),
             lease_wait: Duration::from_millis(20),
             engine_wait: Duration::from_secs(3),
             asymmetry_wait: Duration::from_secs(1),
+            lonely: LonelySegment::Takeover,
+            witness: None,
         }
     }
 }
@@ -74,6 +97,24 @@ impl PeerConfig {
     #[must_use]
     pub fn lease_time(&self) -> Duration {
         self.dead_time() - self.beat
+    }
+
+    /// Two beats in a row are missed, and half of a third: time to ask.
+    #[must_use]
+    pub fn ear_time(&self) -> Duration {
+        self.beat * 5 / 2
+    }
+
+    /// Silence without a sign of life from the segment, after which this node is the isolated one.
+    #[must_use]
+    pub fn isolation_time(&self) -> Duration {
+        self.dead_time() + self.beat * 2
+    }
+
+    /// Silence of a guardian whose host's kernel still answers: hung, stopped, or the host is busy.
+    #[must_use]
+    pub fn hung_time(&self) -> Duration {
+        self.dead_time() * 5 / 2
     }
 }
 
@@ -138,8 +179,11 @@ pub enum SyncEvent {
 pub enum ControlEvent {
     /// Established and authenticated.
     Connected,
-    /// The peer's host closed it in order (FIN): its kernel does that for a guardian that died.
+    /// Its end came in order (FIN): the peer's kernel does that for a guardian that died; a box in
+    /// between may do it too, so the peer is asked.
     ClosedByPeer,
+    /// After that: the peer's kernel says that no guardian listens there. Proof of its death.
+    Refused,
     /// It was reset (perhaps by a box in between), or this side gave it up: proves nothing.
     Lost,
 }
@@ -147,8 +191,6 @@ pub enum ControlEvent {
 /// What an operator asks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Command {
-    /// Give the role to a SYNCED peer; refused otherwise.
-    Resign,
     /// Stop for good. A SYNCED peer is given the role. The node answers nothing from here on.
     Stop,
 }
@@ -183,6 +225,18 @@ pub enum Effect {
     PersistEpoch(Epoch),
     /// Have the engine raise every partition to this epoch; it reports `Prepared`.
     PrepareEngine(Epoch),
+    /// Put the addresses on this host (not answered for yet), or take them off; then
+    /// `handle_address`.
+    Address(bool),
+    /// Ask third hosts, and the peer's own address, by ARP on the segment of this instance.
+    Probe {
+        /// Index of the instance.
+        instance: usize,
+    },
+    /// Ask the witness; then `handle_witness`.
+    AskWitness(Question),
+    /// Keep this beside the store, for the next guardian.
+    Remember(Legacy),
     /// Write the role word. From here on nothing produced under another role leaves the engine.
     SetRole {
         /// What this node is.
@@ -245,7 +299,8 @@ pub enum Event {
         /// What this node's store is.
         lineage: Lineage,
     },
-    /// The state file cannot be written: this node will not become master. Alarm.
+    /// The state file cannot be written, or the disk does not answer; the reserve of epochs lasts
+    /// for a few promotions. Alarm.
     DiskFailed,
     /// The state file can be written again.
     DiskRecovered,
@@ -256,6 +311,20 @@ pub enum Event {
     },
     /// A foreign VRRP router took the VIP. Alarm.
     ForeignMaster,
+    /// A foreign VRRP router outranks us by its adverts and does not answer for the address, or
+    /// the peer is heard: nothing was done. Alarm, once until it falls silent.
+    ForeignAdverts,
+    /// Somebody answers for our addresses and sends no beat that we can read: this node stays out.
+    /// Alarm; false: it is over.
+    Blocked(bool),
+    /// How far this node reaches its segments has changed.
+    Reach(Reach),
+    /// What the peer said of its reach has changed.
+    PeerReach(Reach),
+    /// Promotions without proof come too often: the next waits so long. Alarm.
+    Damped(Duration),
+    /// The witness granted, refused or was not reached.
+    Witness(super::question::Answer),
     /// Another master is heard: the pair was divided.
     SecondMaster {
         /// This node keeps the VIP.
@@ -267,8 +336,6 @@ pub enum Event {
     PeerHeard(bool),
     /// This node did not run for that long; it was not taken for the peer's silence.
     Stalled(Duration),
-    /// A `resign` was refused: the peer is not SYNCED or cannot serve.
-    ResignRefused,
     /// A rule of ours tried what the table does not allow; nothing was done. Alarm.
     Refused(Refused),
 }

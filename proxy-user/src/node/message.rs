@@ -9,9 +9,10 @@ use serde::{Deserialize, Serialize};
 
 use super::claim::{Claim, Epoch};
 use super::role::State;
+use super::segment::Reach;
 
 /// First byte of every message: changes whenever old and new cannot understand each other.
-pub const WIRE_VERSION: u8 = 1;
+pub const WIRE_VERSION: u8 = 2;
 /// No message is longer, encoded; what is longer is refused unread.
 pub const MESSAGE_MAX: usize = 256;
 
@@ -52,6 +53,36 @@ pub enum Tell {
     OutOfSync(BootId, Session),
 }
 
+/// A set of paths: bit `i` is path `i`, in the order of the configuration of whose paths they are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+pub struct Paths(pub u8);
+
+impl Paths {
+    /// More are not told apart.
+    pub const MAX: usize = 8;
+
+    /// Is path `index` in it?
+    #[must_use]
+    pub const fn has(self, index: usize) -> bool {
+        index < Self::MAX && self.0 >> index & 1 == 1
+    }
+
+    /// With path `index`; one beyond [`Self::MAX`] is left out.
+    #[must_use]
+    pub const fn with(self, index: usize) -> Self {
+        if index < Self::MAX { Self(self.0 | 1 << index) } else { self }
+    }
+}
+
+/// The path by which a datagram came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Via {
+    /// Index of the peer's address, in our configuration.
+    pub ours: usize,
+    /// Index of our address, in the peer's configuration: what it calls the path.
+    pub theirs: usize,
+}
+
 /// A node's view, numbered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Beat {
@@ -67,10 +98,18 @@ pub struct Beat {
     pub seen: Epoch,
     /// Its claim to be master.
     pub claim: Claim,
-    /// It could be master: engine up, epochs persist, carrier, not stopping.
+    /// It could be master: engine up, an epoch to use, its segments reached, not stopping.
     pub able: bool,
+    /// Its state file can be written (a reserve of epochs may outlast a disk that cannot).
+    pub disk: bool,
     /// The interface of its VIP has carrier.
     pub carrier: bool,
+    /// It reaches the segments of its addresses.
+    pub reach: Reach,
+    /// The paths on which it hears the receiver, as the *receiver* counts them.
+    pub hears: Paths,
+    /// Answer at once: the sender is in doubt whether the receiver lives.
+    pub asks: bool,
     /// Newest beat of the receiver that it heard on any path.
     pub echo: Option<Echo>,
     /// As a replica: its session.
@@ -79,6 +118,8 @@ pub struct Beat {
     pub ready: bool,
     /// As a master.
     pub tell: Tell,
+    /// The witness's generation, as far as known; 0 without a witness.
+    pub generation: u64,
 }
 
 /// A message of the control connection, or the content of a datagram.
@@ -134,7 +175,7 @@ pub enum MessageError {
 
 #[cfg(test)]
 mod tests {
-    use super::super::claim::Lineage;
+    use super::super::claim::{Alone, Lineage};
     use super::*;
     use crate::config::Side;
     use proptest::prelude::*;
@@ -147,13 +188,22 @@ mod tests {
             state: State::Synced,
             epoch,
             seen: Epoch::MAX,
-            claim: Claim { lineage: Lineage::Shared(epoch), led: true, side: Side::B },
+            claim: Claim {
+                lineage: Lineage::Fork { base: epoch, epoch: Epoch::MAX },
+                alone: Alone(64),
+                side: Side::B,
+            },
             able: true,
+            disk: true,
             carrier: true,
+            reach: Reach::Whole,
+            hears: Paths(u8::MAX),
+            asks: true,
             echo: Some(Echo { boot: BootId(u64::MAX), number: u64::MAX }),
             session: Session(u64::MAX),
             ready: true,
             tell: Tell::OutOfSync(BootId(u64::MAX), Session(u64::MAX)),
+            generation: u64::MAX,
         }
     }
 
@@ -161,7 +211,7 @@ mod tests {
     fn round_trip_and_size() {
         for message in [PeerMessage::Beat(beat()), PeerMessage::Bye] {
             let bytes = message.encode();
-            assert!(bytes.len() <= 100, "{} bytes: one small datagram", bytes.len());
+            assert!(bytes.len() <= 120, "{} bytes: one small datagram", bytes.len());
             assert_eq!(PeerMessage::decode(&bytes), Ok(message));
             for cut in 0..bytes.len() {
                 assert_eq!(PeerMessage::decode(&bytes[..cut]), Err(MessageError::Malformed));
@@ -174,11 +224,11 @@ mod tests {
     #[test]
     fn refusals() {
         assert_eq!(PeerMessage::decode(&[]), Err(MessageError::Malformed));
-        assert_eq!(PeerMessage::decode(&[2, 1]), Err(MessageError::Version(2)));
-        assert_eq!(PeerMessage::decode(&[1; 257]), Err(MessageError::TooLong(257)));
+        assert_eq!(PeerMessage::decode(&[9, 1]), Err(MessageError::Version(9)));
+        assert_eq!(PeerMessage::decode(&[WIRE_VERSION; 257]), Err(MessageError::TooLong(257)));
         // an epoch of 16 bits
-        let epoch = PeerMessage::Beat(Beat { epoch: Epoch::MAX, ..beat() }).encode();
-        let at = epoch.windows(3).position(|w| w == [0xff, 0xff, 0x01]).unwrap();
+        let epoch = PeerMessage::Beat(Beat { seen: Epoch::NONE, ..beat() }).encode();
+        let at = epoch.windows(3).rposition(|w| w == [0xff, 0xff, 0x01]).unwrap();
         let mut bad = epoch.clone();
         bad[at + 2] = 0x03;
         assert_eq!(PeerMessage::decode(&bad), Err(MessageError::Malformed));

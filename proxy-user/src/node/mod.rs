@@ -10,39 +10,54 @@
 //! | `claim.rs` | epochs, and who has the better claim to be master |
 //! | `message.rs` | the beat: what one guardian says to the other |
 //! | `peer.rs` | what is known of the other node |
+//! | `segment.rs` | what is known of the addresses' segments: do we reach them? |
+//! | `question.rs` | what is asked of a witness |
+//! | `silence.rs` | what silence means: evidence in, a verdict out |
 //! | `rules.rs` | facts in, the next step out: the judge |
 //! | `perform.rs` | a step becomes effects, in order |
+//! | `inputs.rs` | what a stall, the engine and its streams change |
 //! | `effects.rs` | inputs, effects and events as data |
 
 mod claim;
 mod effects;
+mod inputs;
 mod message;
 mod peer;
 mod perform;
+mod question;
 mod role;
 mod rules;
+mod segment;
+mod silence;
 #[cfg(test)]
 mod tests;
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-pub use claim::{Claim, Epoch, EpochTooLarge, Lineage};
+pub use claim::{Alone, Claim, Epoch, EpochTooLarge, Lineage};
 pub use effects::{
-    Command, ControlEvent, Effect, EngineEvent, Event, Lease, NodeConfig, PeerConfig, SyncEvent,
-    Target,
+    Command, ControlEvent, Effect, EngineEvent, Event, Lease, Legacy, NodeConfig, PeerConfig,
+    SyncEvent, Target,
 };
 pub use message::{
-    Beat, BootId, Echo, MESSAGE_MAX, MessageError, PeerMessage, Session, Tell, WIRE_VERSION,
+    Beat, BootId, Echo, MESSAGE_MAX, MessageError, Paths, PeerMessage, Session, Tell, Via,
+    WIRE_VERSION,
 };
+pub use question::{Answer, Question};
 pub use role::{Cause, Refused, State, TRANSITIONS, refused};
+pub use segment::{Contact, Reach};
 
 use peer::{Heard, Peer};
+use segment::Segment;
+use silence::{Damper, Vote};
 
 /// Steps that one input can cause, at most: BOOT to JOIN and the like. A bound, never reached.
 const STEPS_MAX: usize = 8;
 /// After a failed write of the state file: when to try again.
 const DISK_RETRY: Duration = Duration::from_millis(250);
+/// A write of the state file that takes longer: the disk hangs.
+const DISK_HUNG: Duration = Duration::from_millis(80);
 
 /// A node of a pair, or a single one.
 ///
@@ -65,22 +80,41 @@ pub struct Node {
     /// Highest known, ours in preparation included.
     seen: Epoch,
     lineage: Lineage,
-    led: bool,
+    alone: AloneCount,
+    legacy: Option<Legacy>,
+    remembered: Option<Legacy>,
     disk: Disk,
     engine: Engine,
     /// Per VRRP instance.
-    carriers: Vec<bool>,
+    segments: Vec<Segment>,
+    /// The addresses stand on this host.
+    address: bool,
     stopping: bool,
-    resigning: bool,
     promotion: Option<Promotion>,
+    /// Why FENCED was entered, if by silence.
+    fence: Fence,
+    vote: Option<Vote>,
+    questions: u64,
+    /// The witness's generation that both nodes know.
+    generation: u64,
+    /// The register holds this reign.
+    registered: bool,
+    /// This reign goes on by silence, without the witness's word (it could not be reached).
+    unwitnessed: bool,
+    damper: Damper,
+    reach_said: Reach,
+    peer_reach_said: Reach,
+    blocked_said: bool,
     master: MasterView,
     replica: ReplicaView,
     peer: Option<Peer>,
     /// What our last reign left behind: said in beats until the next role.
     released: Tell,
     vrrp: Vec<vrrp::Instance>,
-    /// A foreign router outranks us and has not fallen silent.
-    foreign: bool,
+    /// A foreign router outranks us and answers for an address: when that was last so.
+    foreign: Option<Instant>,
+    /// One outranks us by its adverts alone: said.
+    foreign_adverts: Option<Instant>,
     /// When the present state was entered, our own stalls taken out.
     since: Instant,
     last_now: Option<Instant>,
@@ -96,11 +130,51 @@ pub struct Node {
 
 #[derive(Debug)]
 struct Disk {
-    /// The state file holds at least this.
+    /// The state file holds at least this: so far epochs may be used.
     persisted: Epoch,
-    /// Asked for.
+    /// Asked for, and since when unanswered.
     asked: Epoch,
+    asked_at: Option<Instant>,
     failed: Option<Instant>,
+    hung: bool,
+}
+
+impl Disk {
+    /// Whatever is asked is written, and soon.
+    const fn works(&self) -> bool {
+        self.failed.is_none() && !self.hung
+    }
+}
+
+/// Answers given alone: what the shell counts, from where.
+#[derive(Debug, Default)]
+struct AloneCount {
+    /// Of the fork that was there before this guardian.
+    before: Alone,
+    base: u64,
+    total: u64,
+}
+
+impl AloneCount {
+    fn level(&self) -> Alone {
+        self.before.max(Alone::of(self.total - self.base))
+    }
+
+    /// The peer holds everything now.
+    fn shared(&mut self) {
+        self.before = Alone::default();
+        self.base = self.total;
+    }
+}
+
+/// What keeps a node in FENCED that went there by silence.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fence {
+    None,
+    /// Until somebody answers.
+    Isolated,
+    /// Until the peer is heard, or the witness says otherwise.
+    Refused,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -118,9 +192,10 @@ struct Promotion {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stage {
+    /// The state file must hold the epoch first.
     Persisting,
-    Preparing,
-    Prepared,
+    /// Engine and address are being prepared; true: done.
+    Preparing { engine: bool, address: bool },
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -182,19 +257,40 @@ impl Node {
             epoch: Epoch::NONE,
             seen: config.persisted,
             lineage: Lineage::Empty,
-            led: false,
-            disk: Disk { persisted: config.persisted, asked: config.persisted, failed: None },
+            alone: AloneCount::default(),
+            legacy: config.legacy,
+            remembered: config.legacy,
+            disk: Disk {
+                persisted: config.persisted,
+                asked: config.persisted,
+                asked_at: None,
+                failed: None,
+                hung: false,
+            },
             engine: Engine::Down { since: now },
-            carriers: vec![true; vrrp.len()],
+            segments: (0..vrrp.len())
+                .map(|index| Segment::new(now, config.segments.get(index).copied().flatten()))
+                .collect(),
+            address: vrrp.is_empty(),
             stopping: false,
-            resigning: false,
             promotion: None,
+            fence: Fence::None,
+            vote: None,
+            questions: 0,
+            generation: 0,
+            registered: false,
+            unwitnessed: false,
+            damper: Damper::default(),
+            reach_said: Reach::Whole,
+            peer_reach_said: Reach::Whole,
+            blocked_said: false,
             master: MasterView::default(),
             replica: ReplicaView { session: Session(1), ..ReplicaView::default() },
             peer: config.peer.map(Peer::new),
             released: Tell::Nothing,
             vrrp,
-            foreign: false,
+            foreign: None,
+            foreign_adverts: None,
             since: now,
             last_now: None,
             woken: None,
@@ -238,8 +334,8 @@ impl Node {
 
     /// Its claim to be master.
     #[must_use]
-    pub const fn claim(&self) -> Claim {
-        Claim { lineage: self.lineage, led: self.led, side: self.side }
+    pub fn claim(&self) -> Claim {
+        Claim { lineage: self.lineage, alone: self.alone.level(), side: self.side }
     }
 
     /// The peer's newest beat, if it was heard within `T_dead`.
@@ -248,22 +344,62 @@ impl Node {
         self.peer.as_ref()?.live(now)
     }
 
+    /// How far this node reaches the segments of its addresses.
+    #[must_use]
+    pub fn reach(&self, now: Instant) -> Reach {
+        let Some(peer) = &self.peer else {
+            let lost = self.segments.iter().any(|segment| !segment.carrier);
+            return if lost { Reach::Lost } else { Reach::Whole };
+        };
+        let (beat, dead) = (peer.config().beat, peer.config().dead_time());
+        let all = self.segments.iter().map(|segment| segment.reach(now, beat, dead));
+        all.min().unwrap_or(Reach::Whole)
+    }
+
+    /// The paths on which the peer is heard.
+    #[must_use]
+    pub fn heard_on(&self, now: Instant) -> Paths {
+        self.peer.as_ref().map(|peer| peer.heard_on(now)).unwrap_or_default()
+    }
+
+    /// Promotions that may follow without a write of the state file.
+    #[must_use]
+    pub fn epochs_reserved(&self) -> u16 {
+        self.disk.persisted.get().saturating_sub(self.seen.get()) / 2
+    }
+
+    /// The state file is written when asked.
+    #[must_use]
+    pub const fn disk_works(&self) -> bool {
+        self.disk.works()
+    }
+
+    /// The witness's generation that both nodes know; 0 = none.
+    #[must_use]
+    pub const fn generation(&self) -> u64 {
+        self.generation
+    }
+
     /// The virtual routers, for their counters.
     #[must_use]
     pub fn vrrp(&self) -> &[vrrp::Instance] {
         &self.vrrp
     }
 
-    /// A beat arrived on any path, the control connection included; paths are alike here.
-    pub fn handle_beat(&mut self, now: Instant, beat: &Beat) {
+    /// A beat arrived: by one of our paths, or (`None`) on the control connection.
+    pub fn handle_beat(&mut self, now: Instant, beat: &Beat, via: Option<Via>) {
         self.wake(now);
         let Some(peer) = &mut self.peer else { return };
         if beat.claim.side == self.side || beat.boot == self.boot {
             return self.finish(now); // our own beat, reflected, or a pair with one side
         }
-        let heard = peer.hear(now, self.boot, beat);
+        let heard = peer.hear(now, self.boot, beat, via);
         if heard != Heard::Old {
             self.see(beat.seen.max(beat.epoch));
+            self.generation = self.generation.max(beat.generation);
+            if beat.asks {
+                self.beat_at = now;
+            }
             if heard == Heard::NewBoot {
                 self.push(Effect::Event(Event::PeerBoot(beat.boot)));
                 self.beat_at = now; // the sooner it can echo, the sooner it is believed
@@ -284,10 +420,10 @@ impl Node {
         self.finish(now);
     }
 
-    /// A message arrived on the control connection.
-    pub fn handle_message(&mut self, now: Instant, message: &PeerMessage) {
+    /// A message arrived: by one of our paths, or (`None`) on the control connection.
+    pub fn handle_message(&mut self, now: Instant, message: &PeerMessage, via: Option<Via>) {
         match message {
-            PeerMessage::Beat(beat) => self.handle_beat(now, beat),
+            PeerMessage::Beat(beat) => self.handle_beat(now, beat, via),
             PeerMessage::Bye => {
                 self.wake(now);
                 if let Some(peer) = &mut self.peer {
@@ -307,8 +443,9 @@ impl Node {
             EngineEvent::Prepared(epoch) => {
                 if let Some(promotion) = &mut self.promotion
                     && promotion.epoch == epoch
+                    && let Stage::Preparing { engine, .. } = &mut promotion.stage
                 {
-                    promotion.stage = Stage::Prepared;
+                    *engine = true;
                 }
             }
             EngineEvent::Sync(event) => self.synced(event),
@@ -319,26 +456,82 @@ impl Node {
     /// The interface of VRRP instance `instance` gained or lost carrier.
     pub fn handle_carrier(&mut self, now: Instant, instance: usize, up: bool) {
         self.wake(now);
-        if let Some(carrier) = self.carriers.get_mut(instance) {
-            *carrier = up;
+        if let Some(segment) = self.segments.get_mut(instance) {
+            segment.handle_carrier(now, up);
         }
+        self.finish(now);
+    }
+
+    /// A third host has answered our ARP request on the segment of `instance`.
+    pub fn handle_life(&mut self, now: Instant, instance: usize) {
+        self.wake(now);
+        if let Some(segment) = self.segments.get_mut(instance) {
+            segment.handle_life(now);
+        }
+        self.finish(now);
+    }
+
+    /// There is (or is no longer) a third host known on the segment of `instance`: its gateway, or
+    /// a host seen in the last minute.
+    pub fn handle_targets(&mut self, now: Instant, instance: usize, known: bool) {
+        self.wake(now);
+        if let Some(segment) = self.segments.get_mut(instance) {
+            segment.handle_targets(known);
+        }
+        self.finish(now);
+    }
+
+    /// The peer's host, or another station that answers for our address, was heard on the segment
+    /// of `instance`.
+    pub fn handle_contact(&mut self, now: Instant, instance: usize, contact: Contact) {
+        self.wake(now);
+        if let Some(segment) = self.segments.get_mut(instance) {
+            segment.handle_contact(now, contact);
+        }
+        self.finish(now);
+    }
+
+    /// The addresses stand on this host, or do not any more.
+    pub fn handle_address(&mut self, now: Instant, present: bool) {
+        self.wake(now);
+        self.address = present;
+        if let Some(promotion) = &mut self.promotion
+            && let Stage::Preparing { address, .. } = &mut promotion.stage
+        {
+            *address |= present;
+        }
+        self.finish(now);
+    }
+
+    /// So many answers were given to clients in MASTER_SOLO, in all since the shell began to count.
+    /// Told before each beat; changes nothing by itself.
+    pub fn handle_alone(&mut self, total: u64) {
+        self.alone.total = self.alone.total.max(total);
+    }
+
+    /// The witness answered, or did not.
+    pub fn handle_witness(&mut self, now: Instant, answer: Answer) {
+        self.wake(now);
+        self.answered(answer);
         self.finish(now);
     }
 
     /// The state file holds at least `epoch`, or (`ok` false) could not be written.
     pub fn handle_epoch_persisted(&mut self, now: Instant, epoch: Epoch, ok: bool) {
         self.wake(now);
+        let worked = self.disk.works();
         if ok {
             self.disk.persisted = self.disk.persisted.max(epoch);
-            if self.disk.failed.take().is_some() {
-                self.push(Effect::Event(Event::DiskRecovered));
-            }
+            self.disk.failed = None;
         } else {
-            if self.disk.failed.replace(now + DISK_RETRY).is_none() {
-                self.push(Effect::Event(Event::DiskFailed));
-            }
+            self.disk.failed = Some(now + DISK_RETRY);
             self.disk.asked = self.disk.persisted;
         }
+        if !ok || epoch >= self.disk.asked {
+            self.disk.asked_at = None;
+            self.disk.hung = false;
+        }
+        self.say_disk(worked);
         self.finish(now);
     }
 
@@ -347,8 +540,6 @@ impl Node {
         self.wake(now);
         match command {
             Command::Stop => self.stopping = true,
-            Command::Resign if self.may_resign(now) => self.resigning = true,
-            Command::Resign => self.push(Effect::Event(Event::ResignRefused)),
         }
         self.finish(now);
     }
@@ -390,122 +581,16 @@ impl Node {
         let now = self.last_now?;
         let beat = self.peer.is_some().then_some(self.beat_at);
         let vrrp = self.vrrp.iter().filter_map(vrrp::Instance::poll_timeout).min();
-        [beat, vrrp, self.disk.failed, self.next_deadline(now)].into_iter().flatten().min()
+        let probe = self
+            .peer
+            .as_ref()
+            .and_then(|_| self.segments.iter().filter_map(Segment::next_probe).min());
+        let hung = self.disk.asked_at.filter(|_| !self.disk.hung).map(|at| at + DISK_HUNG);
+        let deadline = self.next_deadline(now);
+        [beat, vrrp, probe, self.disk.failed, hung, deadline].into_iter().flatten().min()
     }
 
     fn push(&mut self, effect: Effect) {
         self.effects.push_back(effect);
-    }
-
-    /// Takes a stall of ours out of every measure of the peer's silence.
-    fn wake(&mut self, now: Instant) {
-        let last = self.last_now.replace(now);
-        let (Some(last), Some(peer)) = (last, &mut self.peer) else { return };
-        let usual = peer.config().beat * 2;
-        let stall = now.saturating_duration_since(last).saturating_sub(usual);
-        if stall.is_zero() {
-            return;
-        }
-        // the master hears nothing of us since our last beat, and may have given us up
-        let dead = peer.config().dead_time();
-        let unheard = peer.last_sent_at().is_some_and(|at| now >= at + dead);
-        self.replica.given_up |= self.state == State::Synced && unheard;
-        peer.shift(stall);
-        self.since += stall;
-        let times = [
-            &mut self.master.hold_until,
-            &mut self.master.lease_bad_since,
-            &mut self.master.rival_since,
-            &mut self.master.advert_since,
-        ];
-        for at in times.into_iter().flatten() {
-            *at += stall;
-        }
-        if let Engine::Down { since } = &mut self.engine {
-            *since += stall;
-        }
-        if self.state == State::MasterSolo && stall > usual / 2 {
-            let until = now + peer.config().dead_time();
-            self.woken = Some(Woken { until, number: peer.last_sent() + 1 });
-        }
-        self.push(Effect::Event(Event::Stalled(stall)));
-    }
-
-    fn engine_up(&mut self, now: Instant, fresh: bool, data_epoch: Epoch) {
-        self.see(data_epoch);
-        self.engine = Engine::Up;
-        self.replica.receiving = false;
-        self.replica.received = false;
-        if fresh {
-            self.lineage = Lineage::Empty;
-            self.led = false;
-        } else if self.lineage == Lineage::Empty && data_epoch != Epoch::NONE {
-            self.lineage = Lineage::Shared(data_epoch);
-        }
-        if self.state.is_master() {
-            if fresh {
-                self.change(now, State::Boot, Cause::StoreLost);
-            } else {
-                // the role is kept: the new engine attaches to the same reign
-                self.push(Effect::PrepareEngine(self.epoch));
-                self.push(Effect::SetRole { state: self.state, epoch: self.epoch });
-                self.push(Effect::EngineTarget(Target::Here(self.epoch)));
-            }
-        } else {
-            self.push(Effect::EngineTarget(self.target()));
-        }
-    }
-
-    fn engine_died(&mut self, now: Instant) {
-        if self.engine == Engine::Up {
-            self.engine = Engine::Down { since: now };
-        }
-        self.replica.receiving = false;
-        self.replica.received = false;
-        self.replica.end_session();
-        self.master.caught_up = false;
-        self.master.gated = false;
-        self.give_up_promotion(Cause::EngineDied);
-    }
-
-    fn synced(&mut self, event: SyncEvent) {
-        let ours = self.state.is_master();
-        let follows = self.state.is_follower();
-        match event {
-            SyncEvent::LinksDown => {
-                self.master.caught_up = false;
-                self.replica.receiving = false;
-                self.replica.received = false;
-                if self.state != State::Synced {
-                    self.replica.end_session();
-                }
-            }
-            SyncEvent::Receiving { epoch } if follows && epoch == self.epoch => {
-                self.replica.receiving = true;
-                self.replica.received = false;
-                if self.lineage == Lineage::Empty {
-                    self.lineage = Lineage::Apart(epoch); // from now on it holds something
-                }
-            }
-            SyncEvent::Received { epoch }
-                if follows && epoch == self.epoch && self.replica.receiving =>
-            {
-                self.replica.received = true;
-                self.lineage = Lineage::Shared(epoch);
-                self.led = false;
-            }
-            SyncEvent::CaughtUp { epoch } if ours && epoch == self.epoch => {
-                self.master.caught_up = true;
-                self.master.late = false;
-            }
-            SyncEvent::AckLate { epoch } if ours && epoch == self.epoch => {
-                self.master.caught_up = false;
-                self.master.late = true;
-            }
-            SyncEvent::Gated { gate } if gate == self.master.gate => {
-                self.master.gated = self.state == State::Master;
-            }
-            _ => {} // of another epoch or role: overtaken
-        }
     }
 }

@@ -16,7 +16,7 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use super::effects::{ControlEvent, PeerConfig};
-use super::message::{Beat, BootId, Echo};
+use super::message::{Beat, BootId, Echo, Paths, Via};
 
 /// Boots remembered as dead; a packet does not live through so many restarts.
 const RETIRED: usize = 16;
@@ -39,9 +39,20 @@ pub(crate) enum Heard {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Control {
     Up,
-    /// The peer's host closed it then; no beat has come since.
+    /// Its end came then, and no beat since.
     Closed(Instant),
+    /// And the peer's kernel says that no guardian listens: it is dead.
+    Dead,
     Down,
+}
+
+/// The newest beat that came by a path.
+#[derive(Debug, Clone, Copy)]
+struct Ear {
+    number: u64,
+    at: Instant,
+    /// What the peer calls this path.
+    theirs: usize,
 }
 
 #[derive(Debug)]
@@ -51,6 +62,8 @@ pub(crate) struct Peer {
     retired: VecDeque<BootId>,
     newest: Option<Beat>,
     heard: Option<Instant>,
+    /// Per path of ours.
+    by_path: [Option<Ear>; Paths::MAX],
     /// Newest number of ours that the known boot echoed.
     echoed: u64,
     /// When the known boot last echoed something newer than before.
@@ -68,6 +81,7 @@ impl Peer {
             retired: VecDeque::new(),
             newest: None,
             heard: None,
+            by_path: [None; Paths::MAX],
             echoed: 0,
             echo_heard: None,
             sent: VecDeque::new(),
@@ -88,7 +102,7 @@ impl Peer {
     /// The newest beat, if the peer was heard within `T_dead` and is not known to be dead.
     pub(crate) fn live(&self, now: Instant) -> Option<&Beat> {
         let heard = self.heard?;
-        let lives = now < heard + self.config.dead_time() && !self.closed_for_good(now);
+        let lives = now < heard + self.config.dead_time() && !self.closed_for_good();
         lives.then_some(self.newest.as_ref()).flatten()
     }
 
@@ -116,9 +130,9 @@ impl Peer {
         self.control
     }
 
-    /// Its connection closed, and the grace has passed without a beat: its guardian is dead.
-    pub(crate) fn closed_for_good(&self, now: Instant) -> bool {
-        matches!(self.control, Control::Closed(at) if now >= at + self.config.grace)
+    /// Its connection closed, its kernel says that nobody listens, and no beat denies it.
+    pub(crate) const fn closed_for_good(&self) -> bool {
+        matches!(self.control, Control::Dead)
     }
 
     /// Until when answers may leave: `sent(newest echoed beat) + T_lease`.
@@ -150,8 +164,61 @@ impl Peer {
         self.last_sent
     }
 
-    /// Takes a beat in. `us` is our own boot.
-    pub(crate) fn hear(&mut self, now: Instant, us: BootId, beat: &Beat) -> Heard {
+    /// Paths of ours on which the peer is heard: not two beats in a row were missed there.
+    pub(crate) fn heard_on(&self, now: Instant) -> Paths {
+        let ears = self.ears(now);
+        ears.fold(Paths::default(), |all, (ours, _)| all.with(ours))
+    }
+
+    /// The same, as the peer counts its paths.
+    pub(crate) fn hears(&self, now: Instant) -> Paths {
+        let ears = self.ears(now);
+        ears.fold(Paths::default(), |all, (_, ear)| all.with(ear.theirs))
+    }
+
+    fn ears(&self, now: Instant) -> impl Iterator<Item = (usize, Ear)> {
+        let time = self.config.ear_time();
+        let ears = self.by_path.iter().enumerate();
+        ears.filter_map(|(ours, ear)| Some((ours, (*ear)?))).filter(move |(_, e)| now < e.at + time)
+    }
+
+    /// More than one beat is overdue on path `index`.
+    pub(crate) fn is_late_on(&self, now: Instant, index: usize) -> bool {
+        let ear = self.by_path.get(index).copied().flatten();
+        ear.is_some_and(|ear| now >= ear.at + self.config.beat * 3 / 2)
+    }
+
+    /// Path `index` works in both directions: the peer is heard there, and says that it hears us.
+    pub(crate) fn proves(&self, now: Instant, index: usize) -> bool {
+        self.heard_on(now).has(index) && self.live(now).is_some_and(|beat| beat.hears.has(index))
+    }
+
+    /// At least two beats in a row were missed, on every path.
+    pub(crate) fn missed_two(&self, now: Instant) -> bool {
+        self.heard.is_none_or(|at| now >= at + self.config.ear_time())
+    }
+
+    /// Takes a beat in, which came by that path. `us` is our own boot.
+    pub(crate) fn hear(
+        &mut self,
+        now: Instant,
+        us: BootId,
+        beat: &Beat,
+        via: Option<Via>,
+    ) -> Heard {
+        let heard = self.take(now, us, beat);
+        // the same beat comes once on each path
+        if let Some(Via { ours, theirs }) = via
+            && let Some(slot) = self.by_path.get_mut(ours)
+            && self.boot == Some(beat.boot)
+            && slot.is_none_or(|ear| ear.number < beat.number)
+        {
+            *slot = Some(Ear { number: beat.number, at: now, theirs });
+        }
+        heard
+    }
+
+    fn take(&mut self, now: Instant, us: BootId, beat: &Beat) -> Heard {
         // an echo of what we never sent proves nothing
         let echo =
             beat.echo.filter(|e| e.boot == us && e.number <= self.last_sent).map(|e| e.number);
@@ -183,7 +250,7 @@ impl Peer {
         }
         self.newest = Some(*beat);
         self.heard = Some(now);
-        if matches!(self.control, Control::Closed(_)) {
+        if matches!(self.control, Control::Closed(_) | Control::Dead) {
             self.control = Control::Down;
         }
         if known { Heard::New } else { Heard::NewBoot }
@@ -197,13 +264,15 @@ impl Peer {
             self.retired.push_back(old);
         }
         self.echo_heard = None;
+        self.by_path = [None; Paths::MAX];
     }
 
     pub(crate) fn handle_control(&mut self, now: Instant, event: ControlEvent) {
         self.control = match event {
             ControlEvent::Connected => Control::Up,
             ControlEvent::ClosedByPeer if self.control == Control::Up => Control::Closed(now),
-            ControlEvent::ClosedByPeer => self.control,
+            ControlEvent::Refused if matches!(self.control, Control::Closed(_)) => Control::Dead,
+            ControlEvent::ClosedByPeer | ControlEvent::Refused => self.control,
             ControlEvent::Lost => Control::Down,
         };
     }
@@ -215,7 +284,9 @@ impl Peer {
 
     /// We did not run for `stall`: it was not the peer's silence.
     pub(crate) fn shift(&mut self, stall: Duration) {
-        for at in [&mut self.heard, &mut self.echo_heard].into_iter().flatten() {
+        let paths = self.by_path.iter_mut().flatten().map(|ear| &mut ear.at);
+        let ours = [&mut self.heard, &mut self.echo_heard].into_iter().flatten();
+        for at in ours.chain(paths) {
             *at += stall;
         }
         if let Control::Closed(at) = &mut self.control {
@@ -225,12 +296,12 @@ impl Peer {
 
     /// When one of the facts above changes by time alone, after `now`.
     pub(crate) fn next_change(&self, now: Instant) -> Option<Instant> {
-        let dead = self.config.dead_time();
-        let closed = match self.control {
-            Control::Closed(at) => Some(at + self.config.grace),
-            _ => None,
-        };
-        let times = [self.heard.map(|at| at + dead), self.echo_heard.map(|at| at + dead), closed];
-        times.into_iter().flatten().filter(|at| *at > now).min()
+        let (dead, ear) = (self.config.dead_time(), self.config.ear_time());
+        let heard = self.heard.into_iter().flat_map(|at| {
+            [at + ear, at + dead, at + self.config.isolation_time(), at + self.config.hung_time()]
+        });
+        let echo = self.echo_heard.map(|at| at + dead);
+        let paths = self.by_path.iter().flatten().map(|one| one.at + ear);
+        heard.chain(echo).chain(paths).filter(|at| *at > now).min()
     }
 }

@@ -1,15 +1,22 @@
 //! A step becomes a change of the node and effects, in the order of docs/ARCHITECTURE.md §4 rule 6;
 //! and what follows every input: steps until none is left, the lease, the beat.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::claim::{Epoch, Lineage};
-use super::effects::{Effect, Event, Lease, Target};
+use super::effects::{Effect, Event, Lease, Legacy, Target};
 use super::message::{Beat, Tell};
 use super::peer::{Control, Peer};
 use super::role::{Cause, State, refused};
 use super::rules::Step;
-use super::{DISK_RETRY, MasterView, Node, Promotion, STEPS_MAX, Stage};
+use super::{DISK_HUNG, DISK_RETRY, Fence, MasterView, Node, Promotion, STEPS_MAX, Stage};
+
+/// A foreign router that answered for an address is believed for so long.
+const CLAIM: Duration = Duration::from_millis(500);
+/// After a foreign router fell silent (by its own interval): the addresses are free.
+const FOREIGN_QUIET: Duration = Duration::from_millis(100);
+/// Adverts of a stronger router come this far apart at most, for one alarm.
+const FOREIGN_EPISODE: Duration = Duration::from_secs(10);
 
 impl Node {
     /// Ends every input.
@@ -28,6 +35,9 @@ impl Node {
         self.drain_vrrp(now);
         self.observe(now);
         self.persist_seen(now);
+        self.probe(now);
+        self.register(now);
+        self.remember(now);
         let tick = self.beat_due(now);
         self.renew_lease(now, tick);
         if tick {
@@ -38,18 +48,23 @@ impl Node {
     fn take(&mut self, now: Instant, step: Step) {
         match step {
             Step::Change(to, cause) => self.change(now, to, cause),
-            Step::Promote(cause) => self.promote(cause),
+            Step::Promote(cause) => self.promote(now, cause),
             Step::Prepare => {
+                let there = self.address;
                 if let Some(promotion) = &mut self.promotion {
-                    promotion.stage = Stage::Preparing;
+                    promotion.stage = Stage::Preparing { engine: false, address: there };
                     let epoch = promotion.epoch;
                     self.push(Effect::PrepareEngine(epoch));
+                    if !there {
+                        self.push(Effect::Address(true));
+                    }
                 }
             }
+            Step::Ask(since) => self.ask(now, since, false),
             Step::Crown => self.crown(now),
             Step::GiveUp(cause) => {
                 self.give_up_promotion(cause);
-                if self.state == State::Synced {
+                if self.state == State::Synced && cause != Cause::PeerHeard {
                     self.change(now, State::Boot, Cause::NoMaster);
                 }
             }
@@ -74,6 +89,11 @@ impl Node {
                 self.push(Effect::Gate(self.master.gate));
             }
             State::MasterSolo => {
+                if cause == Cause::Silent {
+                    self.lineage = self.lineage.forked(self.epoch);
+                    self.unwitnessed = !self.was_granted();
+                    self.registered &= !self.unwitnessed;
+                }
                 let hold = self.peer.as_ref().map(|peer| now + peer.config().resync_hold);
                 self.master.hold_until = hold;
                 self.master.lease_bad_since = None;
@@ -84,7 +104,7 @@ impl Node {
             }
             State::Join => {
                 self.released = Tell::Nothing;
-                self.foreign = false;
+                self.foreign = None;
                 self.follow();
             }
             State::Catchup | State::Synced => self.set_role(),
@@ -109,6 +129,11 @@ impl Node {
         }
         self.state = to;
         self.since = now;
+        self.fence = match cause {
+            Cause::Isolated => Fence::Isolated,
+            Cause::Refused => Fence::Refused,
+            _ => Fence::None,
+        };
         if from.is_master() && !to.is_master() {
             self.released = match (from, self.master.told) {
                 (State::Master, Some((boot, session))) => Tell::InSync(boot, session),
@@ -116,7 +141,6 @@ impl Node {
             };
             self.give_up_promotion(cause);
             self.master = MasterView { gate: self.master.gate, ..MasterView::default() };
-            self.resigning = false;
             self.woken = None;
             self.step_down(now, cause);
         }
@@ -144,6 +168,14 @@ impl Node {
             instance.resign(now, cause == Cause::Operator);
         }
         self.drain_vrrp(now);
+        self.leave_address();
+    }
+
+    /// The addresses go last: the connections on them are closed first.
+    fn leave_address(&mut self) {
+        if !self.vrrp.is_empty() {
+            self.push(Effect::Address(false));
+        }
     }
 
     fn set_role(&mut self) {
@@ -173,19 +205,27 @@ impl Node {
         }
     }
 
-    fn promote(&mut self, cause: Cause) {
+    fn promote(&mut self, now: Instant, cause: Cause) {
         let Some(epoch) = self.seen.next(self.side) else { return };
         self.seen = epoch;
         self.promotion = Some(Promotion { epoch, cause, stage: Stage::Persisting });
-        self.disk.asked = epoch;
         self.push(Effect::Event(Event::Promoting { epoch, cause }));
-        self.push(Effect::PersistEpoch(epoch));
+        if !cause.is_proof() {
+            self.damper.count(now);
+            if let Some(at) = self.damper.until(now) {
+                let pause = at.saturating_duration_since(now);
+                self.push(Effect::Event(Event::Damped(pause)));
+            }
+        }
     }
 
     pub(super) fn give_up_promotion(&mut self, cause: Cause) {
         if let Some(promotion) = self.promotion.take() {
             let epoch = promotion.epoch;
             self.push(Effect::Event(Event::PromotionFailed { epoch, cause }));
+            if !self.state.is_master() && promotion.stage != Stage::Persisting {
+                self.leave_address();
+            }
         }
     }
 
@@ -200,11 +240,12 @@ impl Node {
         let lossy = cause == Cause::Unsynced || self.leaves_a_better_claim(now, cause);
         self.lineage = match self.lineage {
             _ if lossy => Lineage::Apart(epoch),
-            Lineage::Empty => Lineage::Apart(epoch),
-            Lineage::Apart(since) => Lineage::Apart(since),
-            Lineage::Shared(_) => Lineage::Shared(epoch),
+            lineage if cause.is_proof() => lineage.continued(epoch),
+            lineage => lineage.forked(epoch),
         };
-        self.led = true;
+        self.legacy = None;
+        self.registered = !cause.is_proof() && self.was_granted();
+        self.unwitnessed = false;
         self.released = Tell::Nothing;
         let gate = self.master.gate;
         self.master = MasterView { gate, ..MasterView::default() };
@@ -238,9 +279,14 @@ impl Node {
 
     /// Keeps what rules need to remember: since when.
     fn observe(&mut self, now: Instant) {
-        if self.foreign && self.vrrp.iter().all(|instance| instance.active_router().is_none()) {
-            self.foreign = self.state.is_master();
+        let quiet = |since: &Instant| now < *since + FOREIGN_QUIET;
+        if self.foreign.is_some() && self.vrrp.iter().any(|one| one.active_router().is_some()) {
+            self.foreign = Some(now);
         }
+        self.foreign = self.foreign.filter(quiet);
+        self.foreign_adverts = self.foreign_adverts.filter(|since| now < *since + FOREIGN_EPISODE);
+        self.watch_disk(now);
+        self.observe_segments(now);
         let Some(peer) = &self.peer else { return };
         let heard = peer.live(now).is_some();
         let rival = peer.live(now).is_some_and(|beat| beat.state.is_master());
@@ -254,8 +300,9 @@ impl Node {
         if !self.state.is_master() {
             return;
         }
-        if shares && let Lineage::Apart(_) = self.lineage {
+        if shares {
             self.lineage = Lineage::Shared(self.epoch);
+            self.alone.shared();
         }
         if heard {
             self.master.advert_since = None;
@@ -282,17 +329,82 @@ impl Node {
         self.peer(now).is_some_and(|beat| self.claim().beats(beat.claim))
     }
 
+    fn observe_segments(&mut self, now: Instant) {
+        let Some(peer) = &self.peer else { return };
+        let missed = peer.missed_two(now);
+        for segment in &mut self.segments {
+            let proved = segment.path.map_or(!missed, |path| peer.proves(now, path));
+            segment.observe(now, !proved);
+        }
+        let peers = peer.live(now).map(|beat| beat.reach);
+        let reach = self.reach(now);
+        if reach != self.reach_said {
+            self.reach_said = reach;
+            self.push(Effect::Event(Event::Reach(reach)));
+        }
+        if let Some(reach) = peers.filter(|reach| *reach != self.peer_reach_said) {
+            self.peer_reach_said = reach;
+            self.push(Effect::Event(Event::PeerReach(reach)));
+        }
+        let waits = matches!(self.state, State::Boot | State::Join | State::Catchup);
+        let blocked = waits && self.is_blocked(now);
+        if blocked != self.blocked_said {
+            self.blocked_said = blocked;
+            self.push(Effect::Event(Event::Blocked(blocked)));
+        }
+    }
+
+    /// Asks on segments in doubt.
+    fn probe(&mut self, now: Instant) {
+        let Some(peer) = &self.peer else { return };
+        let (beat, dead) = (peer.config().beat, peer.config().dead_time());
+        for instance in 0..self.segments.len() {
+            if self.segments[instance].take_probe(now, beat, dead) {
+                self.push(Effect::Probe { instance });
+            }
+        }
+    }
+
+    /// What the next guardian on this store must know.
+    fn remember(&mut self, now: Instant) {
+        let alone = self.peer(now).is_none();
+        let legacy = Legacy {
+            lineage: self.lineage,
+            alone: self.alone.level(),
+            solo: self.state == State::MasterSolo && alone,
+        };
+        // before the engine is up nothing is known of the store
+        let known = self.engine == super::Engine::Up || self.lineage != Lineage::Empty;
+        if known && self.remembered != Some(legacy) {
+            self.remembered = Some(legacy);
+            self.push(Effect::Remember(legacy));
+        }
+    }
+
+    fn watch_disk(&mut self, now: Instant) {
+        let worked = self.disk.works();
+        self.disk.hung |= self.disk.asked_at.is_some_and(|at| now >= at + DISK_HUNG);
+        self.say_disk(worked);
+    }
+
+    pub(super) fn say_disk(&mut self, worked: bool) {
+        match (worked, self.disk.works()) {
+            (true, false) => self.push(Effect::Event(Event::DiskFailed)),
+            (false, true) => self.push(Effect::Event(Event::DiskRecovered)),
+            _ => {}
+        }
+    }
+
     fn drain_vrrp(&mut self, now: Instant) {
         for index in 0..self.vrrp.len() {
             while let Some(output) = self.vrrp[index].poll_output() {
                 match &output {
-                    vrrp::Output::Superseded { .. } => self.foreign = true,
-                    vrrp::Output::PeerContact { source, priority }
-                        if self.state.is_master() && self.peer(now).is_none() =>
-                    {
+                    vrrp::Output::Superseded { .. } => self.superseded(now, index),
+                    vrrp::Output::PeerContact { source, priority } => {
+                        self.segments[index].handle_peer_advert(now);
                         let config = self.vrrp[index].config();
                         let stronger = (*priority, *source) > (config.priority, config.source);
-                        self.advert_of_unheard_peer(now, stronger);
+                        self.advert_of_peer(now, index, stronger);
                     }
                     _ => {}
                 }
@@ -301,20 +413,49 @@ impl Node {
         }
     }
 
-    /// No beat comes through, and yet the peer is master on this segment: RFC 9568's order decides,
+    /// A foreign router outranks us, by what it says. It is believed when it answers for an address
+    /// (it is asked) and no peer is there to say otherwise; else it is somebody's noise.
+    fn superseded(&mut self, now: Instant, index: usize) {
+        let since = now.checked_sub(CLAIM).unwrap_or(now);
+        let answers = self.segments[index].claimed_after(since);
+        if answers && self.peer(now).is_none() {
+            self.foreign = Some(now);
+            return;
+        }
+        if self.foreign_adverts.replace(now).is_none() {
+            self.push(Effect::Event(Event::ForeignAdverts));
+        }
+        if self.peer(now).is_none() {
+            self.push(Effect::Probe { instance: index });
+        }
+    }
+
+    /// No beat comes through, and yet the peer is master on this segment, and its host is there
+    /// (so these are not a dead one's adverts, sent again by somebody): RFC 9568's order decides,
     /// as between strangers; after a while, in which a beat may come first.
-    fn advert_of_unheard_peer(&mut self, now: Instant, stronger: bool) {
+    fn advert_of_peer(&mut self, now: Instant, index: usize, stronger: bool) {
         let Some(peer) = &self.peer else { return };
+        if !self.state.is_master() || peer.live(now).is_some() {
+            return;
+        }
         let wait = peer.config().asymmetry_wait;
+        let lately = now.checked_sub(wait).unwrap_or(now);
+        if !self.segments[index].peer_host_after(lately) {
+            self.master.advert_since = None;
+            return;
+        }
         let since = *self.master.advert_since.get_or_insert(now);
-        self.foreign |= stronger && now >= since + wait;
+        if stronger && now >= since + wait {
+            self.foreign = Some(now);
+        }
     }
 
     pub(super) fn see(&mut self, epoch: Epoch) {
         self.seen = self.seen.max(epoch);
     }
 
-    /// Rule 10: seen epochs are persisted too.
+    /// Rule 10: the state file is kept ahead of the highest epoch known, so that no promotion waits
+    /// for it; without a reserve it holds that epoch at least.
     fn persist_seen(&mut self, now: Instant) {
         let due = match self.disk.failed {
             Some(retry) if now >= retry => {
@@ -322,11 +463,13 @@ impl Node {
                 true
             }
             Some(_) => false,
-            None => self.seen > self.disk.asked,
+            None => self.seen.wants_reserve(self.disk.asked),
         };
         if due {
-            self.disk.asked = self.seen;
-            self.push(Effect::PersistEpoch(self.seen));
+            let wanted = self.seen.reserve();
+            self.disk.asked = wanted;
+            self.disk.asked_at.get_or_insert(now);
+            self.push(Effect::PersistEpoch(wanted));
         }
     }
 
@@ -352,10 +495,11 @@ impl Node {
     fn beat_due(&self, now: Instant) -> bool {
         self.peer.is_some()
             && (now >= self.beat_at
-                || self.last_beat.is_none_or(|last| self.beat(last.number, last.echo) != last))
+                || self.last_beat.is_none_or(|last| self.beat(now, last.number, last.echo) != last))
     }
 
-    fn beat(&self, number: u64, echo: Option<super::Echo>) -> Beat {
+    fn beat(&self, now: Instant, number: u64, echo: Option<super::Echo>) -> Beat {
+        let peer = self.peer.as_ref();
         let tell = match (self.state, self.master.told) {
             (State::Master, Some((boot, session))) if self.master.out => {
                 Tell::OutOfSync(boot, session)
@@ -370,12 +514,19 @@ impl Node {
             epoch: self.epoch,
             seen: self.seen,
             claim: self.claim(),
-            able: self.able(),
+            able: self.able(now),
+            disk: self.disk.works(),
             carrier: self.carrier(),
+            reach: self.reach(now),
+            hears: peer.map(|peer| peer.hears(now)).unwrap_or_default(),
+            asks: peer.is_some_and(|peer| {
+                peer.missed_two(now) || matches!(peer.control(), Control::Closed(_))
+            }),
             echo,
             session: self.replica.session,
             ready: self.replica.received && self.state.is_follower(),
             tell,
+            generation: self.generation,
         }
     }
 
@@ -389,14 +540,14 @@ impl Node {
         let echo = if decided { last_echo } else { peer.echo() };
         let config = peer.config();
         let interval = match peer.control() {
-            // whoever of us lives must be heard within the grace
-            Control::Closed(_) => config.grace / 4,
+            // whoever of us lives must be heard soon
+            Control::Closed(_) => config.ask,
             // a follower answers each beat of its master; its own pace is for when they are lost
             _ if follows => config.beat * 5 / 4,
             _ => config.beat,
         };
         self.beat_at = now + interval;
-        let beat = self.beat(number, echo);
+        let beat = self.beat(now, number, echo);
         self.last_beat = Some(beat);
         self.push(Effect::SendBeat(beat));
     }

@@ -13,6 +13,7 @@
 //!   │  caught │     │                       MASTER, MASTER_SOLO ── a better claim, isolated,
 //!   │  up     ▼     │                                              a foreign master ──▶ FENCED
 //!   └─────── MASTER ┘                       FENCED ── a master is heard ──▶ JOIN, else ──▶ BOOT
+//!   SYNCED, MASTER ── silence, and nobody answers this node; or the witness refuses ──▶ FENCED
 //! ```
 //!
 //! HANDOVER (a planned switch without a lost request) is named but not entered yet.
@@ -99,7 +100,7 @@ pub enum Cause {
     Elected,
     /// T1, T2, T3: the master said that it has stopped, and that this node is in sync.
     Resigned,
-    /// Its guardian's connection closed and no beat came within the grace.
+    /// Its guardian's connection closed, and its kernel says that no guardian listens.
     Closed,
     /// Its guardian has a new boot id.
     Rebooted,
@@ -135,8 +136,14 @@ pub enum Cause {
     StoreLost,
     /// The interface of the VIP has no carrier, and the peer's has.
     CarrierLost,
-    /// The interface of the VIP has no carrier, and the peer is not heard.
+    /// The peer is not heard, and nobody on the segment of the addresses answers this node.
     Isolated,
+    /// Nobody on the segment of the addresses answers this node, and the peer is answered there.
+    SegmentLost,
+    /// The master's host and its ownership are heard, its beats are not: filtered, or another key.
+    NoBeats,
+    /// The witness says that the other node went on, or could not be asked.
+    Refused,
     /// Two masters: the other has the better claim.
     BetterClaim,
     /// Two masters: the other does not hear this one, and so cannot yield.
@@ -156,6 +163,12 @@ pub enum Cause {
 }
 
 impl Cause {
+    /// A promotion by this cause is right whatever the peer does: it is dead, resigned or agrees.
+    #[must_use]
+    pub const fn is_proof(self) -> bool {
+        !matches!(self, Self::Silent | Self::Alone | Self::Unsynced)
+    }
+
     /// The name used in logs and metrics.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
@@ -183,6 +196,9 @@ impl Cause {
             Self::StoreLost => "store_lost",
             Self::CarrierLost => "carrier_lost",
             Self::Isolated => "isolated",
+            Self::SegmentLost => "segment_lost",
+            Self::NoBeats => "no_beats",
+            Self::Refused => "refused",
             Self::BetterClaim => "better_claim",
             Self::Unheard => "unheard",
             Self::ForeignMaster => "foreign_master",
@@ -210,16 +226,17 @@ pub const TRANSITIONS: &[(State, State, &[Cause])] = {
         (Catchup, Synced, &[C::ToldInSync]),
         (Catchup, MasterSolo, &[C::Unsynced]),
         (Synced, Boot, &[C::NoMaster, C::Operator]),
-        (Synced, Join, &[C::EngineDied, C::EpochRaised, C::StreamDown, C::Isolated]),
+        (Synced, Join, &[C::EngineDied, C::EpochRaised, C::NoBeats, C::NotAble]),
+        (Synced, Fenced, &[C::Isolated, C::Refused]),
         (Synced, Catchup, &[C::ToldOutOfSync, C::Stalled]),
         (Synced, MasterSolo, &[C::Resigned, C::Closed, C::Rebooted, C::Silent]),
         (MasterSolo, Master, &[C::CaughtUp]),
         (MasterSolo, MasterSolo, &[C::EpochRaised]),
         (MasterSolo, Boot, &[C::EngineDied, C::StoreLost, C::Operator]),
-        (MasterSolo, Fenced, &[C::BetterClaim, C::Unheard, C::ForeignMaster]),
+        (MasterSolo, Fenced, &[C::BetterClaim, C::Unheard, C::ForeignMaster, C::Refused]),
         (Master, MasterSolo, &[C::OutOfSync, C::PeerGone, C::Silent]),
-        (Master, Boot, &[C::EngineDied, C::StoreLost, C::CarrierLost, C::Operator]),
-        (Master, Fenced, &[C::BetterClaim, C::Unheard, C::ForeignMaster, C::Isolated]),
+        (Master, Boot, &[C::EngineDied, C::StoreLost, C::CarrierLost, C::SegmentLost, C::Operator]),
+        (Master, Fenced, &[C::BetterClaim, C::Unheard, C::ForeignMaster, C::Isolated, C::Refused]),
         (Fenced, Join, &[C::MasterHeard]),
         (Fenced, Boot, &[C::Cleared, C::Operator]),
     ]

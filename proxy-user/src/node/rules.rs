@@ -8,7 +8,9 @@ use std::time::{Duration, Instant};
 
 use super::message::{Beat, BootId, Session, Tell};
 use super::role::{Cause, State};
-use super::{Engine, Node, Stage};
+use super::segment::{Reach, Segment};
+use super::silence::{ASK_AGAIN, Ballot, Silence};
+use super::{Engine, Fence, Node, Stage};
 use crate::config::UnsyncedTakeover;
 
 /// What to do next.
@@ -18,10 +20,12 @@ pub(super) enum Step {
     Change(State, Cause),
     /// Begin a promotion: a new epoch, persisted, prepared, then the crown.
     Promote(Cause),
-    /// The epoch is persisted: have the engine raised to it.
+    /// The epoch is persisted: have the engine raised to it, and the addresses on this host.
     Prepare,
-    /// The engine is prepared: become master.
+    /// All is prepared: become master.
     Crown,
+    /// Ask the witness whether this node may go on by the silence that began then.
+    Ask(Instant),
     /// The promotion must not go on.
     GiveUp(Cause),
     /// Follow the master's other epoch, in JOIN.
@@ -58,18 +62,23 @@ impl Node {
     }
 
     /// Could this node be master now?
-    pub(super) fn able(&self) -> bool {
+    pub(super) fn able(&self, now: Instant) -> bool {
         self.engine == Engine::Up
-            && self.disk.failed.is_none()
             && !self.stopping
-            && !self.foreign
-            && (self.peer.is_none() || self.carrier())
-            && (self.promotion.is_some() || self.seen.next(self.side).is_some())
+            && self.foreign.is_none()
+            && (self.peer.is_none() || self.reach(now) != Reach::Lost)
+            && (self.promotion.is_some() || self.has_epoch())
+    }
+
+    /// There is an epoch to use, and no disk that must be waited for in vain.
+    fn has_epoch(&self) -> bool {
+        let next = self.seen.next(self.side);
+        next.is_some_and(|next| next <= self.disk.persisted || self.disk.works())
     }
 
     /// Every interface of a VIP has carrier.
     pub(super) fn carrier(&self) -> bool {
-        self.carriers.iter().all(|up| *up)
+        self.segments.iter().all(|segment| segment.carrier)
     }
 
     fn live(&self, now: Instant) -> Option<&Beat> {
@@ -83,10 +92,11 @@ impl Node {
     /// Rule 6: persisted, prepared, crowned; and what ends it before.
     fn promotion_rule(&self, now: Instant) -> Option<Step> {
         let promotion = self.promotion?;
-        if self.disk.failed.is_some() {
+        let persisted = self.disk.persisted >= promotion.epoch;
+        if !persisted && !self.disk.works() {
             return Some(Step::GiveUp(Cause::DiskFailed));
         }
-        if !self.able() {
+        if !self.able(now) {
             return Some(Step::GiveUp(Cause::NotAble));
         }
         let from_synced = self.state == State::Synced;
@@ -94,20 +104,43 @@ impl Node {
         if !from_synced && !raised && self.live_master(now).is_some() {
             return Some(Step::GiveUp(Cause::MasterHeard));
         }
-        if promotion.cause == Cause::Unsynced && self.live(now).is_some() {
+        if from_synced && promotion.cause == Cause::Silent && self.live_master(now).is_some() {
+            return Some(Step::GiveUp(Cause::PeerHeard));
+        }
+        let alone = matches!(promotion.cause, Cause::Unsynced | Cause::Alone);
+        if alone && (self.live(now).is_some() || self.is_blocked(now)) {
             return Some(Step::GiveUp(Cause::PeerHeard));
         }
         match promotion.stage {
-            Stage::Persisting => (self.disk.persisted >= promotion.epoch).then_some(Step::Prepare),
-            Stage::Preparing => None,
-            Stage::Prepared => Some(Step::Crown),
+            Stage::Persisting => persisted.then_some(Step::Prepare),
+            Stage::Preparing { engine, address } => (engine && address).then_some(Step::Crown),
         }
+    }
+
+    /// A promotion that nothing proves to be right: not too often, and with the witness's leave.
+    fn unproven(&self, now: Instant, since: Instant, cause: Cause) -> Option<Step> {
+        if self.damper.until(now).is_some_and(|at| now < at) {
+            return None;
+        }
+        match self.ballot(now, since) {
+            Ballot::Granted => Some(Step::Promote(cause)),
+            Ballot::Ask => Some(Step::Ask(since)),
+            Ballot::Pending | Ballot::Refused => None,
+        }
+    }
+
+    /// Since when this node could have heard its peer, and has not.
+    fn quiet_since(&self) -> Instant {
+        let heard = self.peer.as_ref().and_then(super::Peer::heard_at);
+        let carrier = self.segments.iter().map(Segment::carrier_at);
+        carrier.chain(heard).chain([self.since]).max().unwrap_or(self.since)
     }
 
     /// Rule 8.
     fn boot_rule(&self, now: Instant) -> Option<Step> {
         let Some(peer) = &self.peer else {
-            return self.able().then_some(Step::Promote(Cause::Single));
+            let single = self.able(now) && !self.stopping;
+            return single.then_some(Step::Promote(Cause::Single));
         };
         if self.stopping {
             return None;
@@ -115,14 +148,18 @@ impl Node {
         if self.live_master(now).is_some() {
             return Some(Step::Change(State::Join, Cause::MasterHeard));
         }
-        if !self.able() {
+        if !self.able(now) {
             return None;
         }
         let config = peer.config();
         let Some(beat) = peer.live(now) else {
-            let quiet = peer.heard_at().map_or(self.since, |at| at.max(self.since));
-            let wait = config.boot_wait.max(config.dead_time());
-            return (now >= quiet + wait).then_some(Step::Promote(Cause::Alone));
+            let quiet = self.quiet_since();
+            let solo = self.legacy.is_some_and(|legacy| legacy.solo);
+            // its own successor, where nobody else was: long enough to hear whoever came since
+            let wait = if solo { config.dead_time() * 4 } else { config.boot_wait };
+            let due = now >= quiet + wait.max(config.dead_time());
+            let goes_on = due && self.reached(now) && !self.is_blocked(now);
+            return if goes_on { self.unproven(now, quiet, Cause::Alone) } else { None };
         };
         let waited = now >= self.since + config.engine_wait;
         // who hears us decides by the same two claims; who does not may be promoted alone, if able
@@ -138,15 +175,18 @@ impl Node {
     fn unsynced_rule(&self, now: Instant) -> Option<Step> {
         let peer = self.peer.as_ref()?;
         let Some(beat) = peer.live(now) else {
-            let silent = peer.heard_at().map_or(self.since, |at| at);
+            let heard = peer.heard_at().unwrap_or(self.since);
+            let carrier = self.segments.iter().map(Segment::carrier_at);
+            let silent = carrier.chain([heard]).max().unwrap_or(heard);
             let dead = peer.config().dead_time();
             let wait = match peer.config().unsynced_takeover {
                 UnsyncedTakeover::Never => return None,
                 UnsyncedTakeover::Now => dead,
                 UnsyncedTakeover::After(wait) => wait.max(dead),
             };
-            let due = self.able() && now >= silent + wait;
-            return due.then_some(Step::Promote(Cause::Unsynced));
+            let due = now >= silent + wait && self.able(now);
+            let goes_on = due && self.reached(now) && !self.is_blocked(now);
+            return if goes_on { self.unproven(now, silent, Cause::Unsynced) } else { None };
         };
         if !beat.state.is_master() {
             return Some(Step::Change(State::Boot, Cause::NoMaster));
@@ -187,7 +227,7 @@ impl Node {
         let beat = peer.view()?;
         let told = beat.tell == Tell::InSync(self.boot, self.replica.session);
         let takeover =
-            |cause, otherwise| Some(if self.able() { Step::Promote(cause) } else { otherwise });
+            |cause, otherwise| Some(if self.able(now) { Step::Promote(cause) } else { otherwise });
         let boot = Step::Change(State::Boot, Cause::NoMaster);
         if self.replica.told_by != Some(beat.boot) {
             return takeover(Cause::Rebooted, boot);
@@ -201,19 +241,36 @@ impl Node {
         if beat.state == State::MasterSolo || !told {
             return Some(Step::Change(State::Catchup, Cause::ToldOutOfSync));
         }
-        if peer.closed_for_good(now) {
+        if peer.closed_for_good() {
             return takeover(Cause::Closed, boot);
         }
-        if peer.live(now).is_none() {
-            return takeover(Cause::Silent, Step::Change(State::Join, Cause::Isolated));
+        if peer.live(now).is_some() {
+            return None;
         }
-        None
+        self.synced_silence(now, peer.heard_at()?)
+    }
+
+    /// T4: the master is silent on every path.
+    fn synced_silence(&self, now: Instant, heard: Instant) -> Option<Step> {
+        match self.silence(now, self.backup_patience()) {
+            Silence::Undecided => None,
+            Silence::Filtered => Some(Step::Change(State::Join, Cause::NoBeats)),
+            Silence::Isolated => Some(Step::Change(State::Fenced, Cause::Isolated)),
+            Silence::Gone if !self.able(now) => Some(Step::Change(State::Join, Cause::NotAble)),
+            Silence::Gone if self.ballot(now, heard) == Ballot::Refused => {
+                Some(Step::Change(State::Fenced, Cause::Refused))
+            }
+            Silence::Gone => self.unproven(now, heard, Cause::Silent),
+        }
     }
 
     /// MASTER and MASTER_SOLO: rule 9, and who else may end a reign.
     fn reign_rule(&self, now: Instant) -> Option<Step> {
-        if self.foreign {
+        if self.foreign.is_some() {
             return Some(Step::Change(State::Fenced, Cause::ForeignMaster));
+        }
+        if self.unwitnessed && self.was_refused() {
+            return Some(Step::Change(State::Fenced, Cause::Refused));
         }
         let rival = self.live_master(now)?;
         if rival.claim.beats(self.claim()) {
@@ -235,10 +292,12 @@ impl Node {
         if self.promotion.is_some() {
             return None;
         }
-        if self.seen > self.epoch && self.able() && self.live_master(now).is_none() {
+        if self.seen > self.epoch && self.able(now) && self.live_master(now).is_none() {
             return Some(Step::Promote(Cause::EpochRaised));
         }
-        let held = self.master.hold_until.is_some_and(|until| now < until);
+        // who cannot be reached has no time: the peer must be able to take over
+        let hurry = self.reach(now) == Reach::Lost;
+        let held = !hurry && self.master.hold_until.is_some_and(|until| now < until);
         let ready = self.follower_ready(now).is_some() && self.lease_valid(now);
         let in_time = self.master.caught_up && !self.master.late;
         (in_time && ready && !held).then_some(Step::Change(State::Master, Cause::CaughtUp))
@@ -248,13 +307,8 @@ impl Node {
     fn master_rule(&self, now: Instant) -> Option<Step> {
         let peer = self.peer.as_ref()?;
         let solo = |cause| Some(Step::Change(State::MasterSolo, cause));
-        let hands_over = self.may_resign(now);
-        if self.resigning && hands_over {
-            return Some(Step::Change(State::Boot, Cause::Operator));
-        }
-        let carrier_there = peer.view().is_some_and(|beat| beat.carrier);
-        if !self.carrier() && hands_over && carrier_there {
-            return Some(Step::Change(State::Boot, Cause::CarrierLost));
+        if let Some(step) = self.segment_rule(now) {
+            return Some(step);
         }
         if self.told_is_void() {
             return solo(if self.master.out { Cause::OutOfSync } else { Cause::PeerGone });
@@ -266,19 +320,19 @@ impl Node {
                 None => solo(Cause::OutOfSync),
             };
         }
-        if peer.closed_for_good(now) {
+        if peer.closed_for_good() {
             return solo(Cause::PeerGone);
         }
         if peer.live(now).is_none() {
-            let isolated = !self.carrier() && self.master.told.is_some();
-            let fenced = Step::Change(State::Fenced, Cause::Isolated);
-            return if isolated { Some(fenced) } else { solo(Cause::Silent) };
+            return self.master_silence(now);
         }
         let wait = peer.config().lease_wait;
         let unleased = self.master.lease_bad_since.is_some_and(|since| now >= since + wait);
         let failing = unleased || self.master.late || !self.master.caught_up;
         match self.master.told {
-            Some(_) if failing && !self.master.out => Some(Step::TellOutOfSync),
+            Some(_) if failing && !self.master.out && !self.may_be_cut_off(now) => {
+                Some(Step::TellOutOfSync)
+            }
             Some(_) => None,
             None if failing => solo(Cause::OutOfSync),
             None => match self.follower_ready(now) {
@@ -288,11 +342,70 @@ impl Node {
         }
     }
 
+    /// The addresses cannot be reached here, and the peer, in sync, is reached there: hand over.
+    fn segment_rule(&self, now: Instant) -> Option<Step> {
+        if self.reach(now) != Reach::Lost || !self.may_resign(now) {
+            return None;
+        }
+        let view = self.live(now)?;
+        let boot = |cause| Some(Step::Change(State::Boot, cause));
+        match view.reach {
+            _ if !view.carrier => None,
+            Reach::Whole if self.carrier() => boot(Cause::SegmentLost),
+            Reach::Whole | Reach::Unknown if !self.carrier() => boot(Cause::CarrierLost),
+            _ => None,
+        }
+    }
+
+    /// The stream may be late because this node's segment is dying, and then it must be handed over
+    /// in sync: a moment's patience, in which every answer is held.
+    fn may_be_cut_off(&self, now: Instant) -> bool {
+        let Some(peer) = &self.peer else { return false };
+        let time = peer.config().dead_time() * 2;
+        self.segments.iter().any(|segment| {
+            let late = segment.path.is_some_and(|path| peer.is_late_on(now, path));
+            segment.is_undecided(now, time) || (late && segment.has_targets() && !segment.doubts())
+        })
+    }
+
+    /// Rule 3c: the replica is silent on every path.
+    fn master_silence(&self, now: Instant) -> Option<Step> {
+        let peer = self.peer.as_ref()?;
+        let solo = Some(Step::Change(State::MasterSolo, Cause::Silent));
+        if self.master.told.is_none() {
+            return solo; // nobody can take over: nothing to find out
+        }
+        let fenced = |cause| Some(Step::Change(State::Fenced, cause));
+        let heard = peer.heard_at()?;
+        match self.silence(now, peer.config().hung_time()) {
+            Silence::Isolated => fenced(Cause::Isolated),
+            Silence::Undecided => None,
+            Silence::Filtered if now < heard + peer.config().hung_time() => None,
+            Silence::Gone | Silence::Filtered => match self.ballot(now, heard) {
+                Ballot::Granted => solo,
+                Ballot::Ask => Some(Step::Ask(heard)),
+                Ballot::Pending => None,
+                Ballot::Refused => fenced(Cause::Refused),
+            },
+        }
+    }
+
     fn fenced_rule(&self, now: Instant) -> Option<Step> {
         if self.live_master(now).is_some() {
             return Some(Step::Change(State::Join, Cause::MasterHeard));
         }
-        let fenced = self.foreign || !self.carrier();
+        // back when somebody is heard again, and not before
+        let fenced = match self.fence {
+            _ if self.foreign.is_some() || !self.carrier() => true,
+            _ if self.live(now).is_some() => false,
+            Fence::None => false,
+            Fence::Isolated => !self.reached(now),
+            Fence::Refused if now < self.since + ASK_AGAIN => true,
+            Fence::Refused => match self.ballot(now, self.since) {
+                Ballot::Ask => return Some(Step::Ask(self.since)),
+                ballot => ballot != Ballot::Granted,
+            },
+        };
         (!fenced).then_some(Step::Change(State::Boot, Cause::Cleared))
     }
 
@@ -332,6 +445,13 @@ impl Node {
         let wait: Duration = peer.config().lease_wait;
         let unleased = self.master.lease_bad_since.map(|since| since + wait);
         let unleased = unleased.filter(|at| *at > now);
-        [peer.next_change(now), lease, unleased].into_iter().flatten().min()
+        let dead = peer.config().dead_time();
+        let lost = self.segments.iter().filter_map(|segment| segment.lost_at(dead));
+        let lost = lost.flat_map(|at| [at, at + dead]).filter(|at| *at > now).min();
+        let damped = self.damper.until(now).filter(|at| *at > now);
+        let patient = peer.heard_at().map(|at| at + self.backup_patience());
+        let patient = patient.filter(|at| *at > now);
+        let times = [peer.next_change(now), lease, unleased, lost, damped, patient];
+        times.into_iter().flatten().min()
     }
 }

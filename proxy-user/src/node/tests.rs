@@ -4,9 +4,10 @@
 use std::net::IpAddr;
 
 use super::*;
-use crate::config::{Side, UnsyncedTakeover};
+use crate::config::{LonelySegment, Side, UnreachableWitness, UnsyncedTakeover};
 
 const MS: Duration = Duration::from_millis(1);
+const VIA: Via = Via { ours: 0, theirs: 0 };
 
 fn epoch(value: u16) -> Epoch {
     Epoch::new(value).unwrap()
@@ -31,6 +32,13 @@ struct Bench {
     now: Instant,
     disk_works: bool,
     engine_answers: bool,
+    /// Third hosts answer our ARP requests; the peer's kernel does.
+    life: bool,
+    peer_host: bool,
+    disk_hangs: bool,
+    /// Beats come by another path than the segment.
+    cut_lan: bool,
+    questions: Vec<Question>,
     /// Effects but beats and leases, in short.
     log: Vec<String>,
     beats: Vec<Beat>,
@@ -41,9 +49,15 @@ struct Bench {
 impl Bench {
     fn new(peer: Option<PeerConfig>, persisted: u16) -> Self {
         let now = Instant::now();
-        let config =
-            NodeConfig { side: Side::B, boot: BootId(1), persisted: epoch(persisted), peer };
-        let claim = Claim { lineage: Lineage::Empty, led: false, side: Side::A };
+        let config = NodeConfig {
+            side: Side::B,
+            boot: BootId(1),
+            persisted: epoch(persisted),
+            peer,
+            segments: vec![Some(0)],
+            legacy: None,
+        };
+        let claim = Claim { lineage: Lineage::Empty, alone: Alone(0), side: Side::A };
         let peer = Beat {
             boot: BootId(2),
             number: 0,
@@ -52,23 +66,35 @@ impl Bench {
             seen: Epoch::NONE,
             claim,
             able: true,
+            disk: true,
             carrier: true,
+            reach: Reach::Whole,
+            hears: Paths(1),
+            asks: false,
             echo: None,
             session: Session(1),
             ready: false,
             tell: Tell::Nothing,
+            generation: 0,
         };
         let mut bench = Self {
             node: Node::new(now, config, vec![router(2, 1)]),
             now,
             disk_works: true,
             engine_answers: true,
+            life: true,
+            peer_host: false,
+            disk_hangs: false,
+            cut_lan: false,
+            questions: Vec::new(),
             log: Vec::new(),
             beats: Vec::new(),
             lease: Lease::Expired,
             peer,
         };
         bench.node.start(now);
+        bench.perform(); // the reserve of epochs is made here
+        bench.node.handle_targets(now, 0, true);
         bench.perform();
         bench.log.clear();
         bench
@@ -85,9 +111,25 @@ impl Bench {
     fn perform(&mut self) {
         while let Some(effect) = self.node.poll_effect() {
             match effect {
+                Effect::Address(present) => {
+                    self.log.push(format!("address {present}"));
+                    self.node.handle_address(self.now, present);
+                }
+                Effect::Probe { instance } => {
+                    if self.life {
+                        self.node.handle_life(self.now, instance);
+                    }
+                    if self.peer_host {
+                        self.node.handle_contact(self.now, instance, Contact::PeerArp);
+                    }
+                }
+                Effect::AskWitness(question) => self.questions.push(question),
+                Effect::Remember(_) => {}
                 Effect::PersistEpoch(epoch) => {
                     self.log.push(format!("persist {epoch}"));
-                    self.node.handle_epoch_persisted(self.now, epoch, self.disk_works);
+                    if !self.disk_hangs {
+                        self.node.handle_epoch_persisted(self.now, epoch, self.disk_works);
+                    }
                 }
                 Effect::PrepareEngine(epoch) => {
                     self.log.push(format!("prepare {epoch}"));
@@ -115,7 +157,13 @@ impl Bench {
                 Effect::Event(Event::RoleChanged { cause, .. }) => {
                     self.log.push(format!("by {}", cause.as_str()));
                 }
-                Effect::Event(Event::PeerHeard(_) | Event::PeerBoot(_)) => {}
+                Effect::Event(
+                    Event::PeerHeard(_)
+                    | Event::PeerBoot(_)
+                    | Event::Reach(_)
+                    | Event::PeerReach(_)
+                    | Event::Witness(_),
+                ) => {}
                 Effect::Event(event) => self.log.push(format!("{event:?}")),
             }
         }
@@ -144,7 +192,8 @@ impl Bench {
         self.peer.number += 1;
         let last = self.beats.last().map(|beat| Echo { boot: BootId(1), number: beat.number });
         let beat = Beat { echo: self.peer.echo.or(last), ..self.peer };
-        self.node.handle_beat(self.now, &beat);
+        let via = if self.cut_lan { Via { ours: 1, theirs: 1 } } else { VIA };
+        self.node.handle_beat(self.now, &beat, Some(via));
         self.perform();
     }
 
@@ -165,14 +214,17 @@ impl Bench {
 
     /// SYNCED under the peer's epoch 2.
     fn synced() -> Self {
-        let mut bench = Self::pair();
+        Self::synced_with(PeerConfig::default())
+    }
+
+    fn synced_with(config: PeerConfig) -> Self {
+        let mut bench = Self::new(Some(config), 0);
         bench.up();
         bench.hear(|peer| {
             peer.state = State::MasterSolo;
             peer.epoch = epoch(2);
             peer.seen = epoch(2);
             peer.claim.lineage = Lineage::Apart(epoch(2));
-            peer.claim.led = true;
         });
         bench.sync(SyncEvent::Receiving { epoch: epoch(2) });
         bench.sync(SyncEvent::Received { epoch: epoch(2) });
@@ -190,9 +242,18 @@ impl Bench {
 
     /// MASTER of epoch 3, the peer told that it is in sync and showing it.
     fn master() -> Self {
-        let mut bench = Self::pair();
+        Self::master_with(PeerConfig::default())
+    }
+
+    fn master_with(config: PeerConfig) -> Self {
+        let mut bench = Self::new(Some(config), 0);
         bench.up();
         bench.pass(3_100 * MS, false);
+        if let Some(question) = bench.questions.last() {
+            let answer = Answer::Granted { number: question.number, generation: 7 };
+            bench.node.handle_witness(bench.now, answer);
+            bench.perform();
+        }
         assert_eq!(bench.node.state(), State::MasterSolo);
         bench.hear(|peer| {
             peer.state = State::Catchup;
@@ -219,8 +280,8 @@ fn a_single_node_is_promoted_in_order() {
     let order = [
         "Nobody",
         "Promoting { epoch: Epoch(3), cause: Single }",
-        "persist 3",
         "prepare 3",
+        "address true",
         "by single",
         "MASTER_SOLO 3",
         "Here(Epoch(3))",
@@ -245,26 +306,51 @@ fn a_single_nodes_engine_is_restarted_in_place_and_a_lost_store_takes_a_new_epoc
     bench.engine(EngineEvent::Died);
     bench.up();
     let log = bench.took();
-    assert_eq!(log[..4], ["BOOT 3", "answer false", "stop garp", "by store_lost"]);
+    let order = ["BOOT 3", "answer false", "stop garp", "address false", "by store_lost"];
+    assert_eq!(log[..5], order);
     assert_eq!(bench.node.epoch(), epoch(5));
     assert_eq!(bench.node.state(), State::MasterSolo);
 }
 
 #[test]
-fn a_disk_that_cannot_be_written_makes_no_master_and_is_tried_again() {
+fn a_disk_that_cannot_be_written_lasts_for_a_reserve_and_is_tried_again() {
     let mut bench = Bench::single();
     bench.disk_works = false;
     bench.up();
+    assert_eq!(bench.node.state(), State::MasterSolo, "no promotion waits for a disk");
+    let mut reigns = 1;
+    for _ in 0..6 {
+        bench.engine(EngineEvent::Died);
+        bench.up(); // with an empty store: a new epoch
+        reigns += usize::from(bench.node.state() == State::MasterSolo);
+    }
+    assert_eq!(reigns, 4, "what was reserved");
     let log = bench.took();
-    assert!(log.contains(&"DiskFailed".to_owned()), "{log:?}");
-    assert!(log.last().unwrap().starts_with("PromotionFailed"), "{log:?}");
-    bench.pass(5 * DISK_RETRY, false);
-    assert_eq!(bench.took(), ["persist 3"; 5], "at a slow pace");
+    assert_eq!(log.iter().filter(|line| *line == "DiskFailed").count(), 1, "{log:?}");
     assert_eq!(bench.node.state(), State::Boot);
+    bench.pass(5 * DISK_RETRY, false);
+    let writes = bench.took().iter().filter(|line| line.starts_with("persist")).count();
+    assert_eq!(writes, 5, "at a slow pace");
     bench.disk_works = true;
     bench.pass(DISK_RETRY, false);
     assert_eq!(bench.node.state(), State::MasterSolo);
-    assert_eq!(bench.node.epoch(), epoch(5), "3 was named, so it is not used");
+    assert!(bench.took().contains(&"DiskRecovered".to_owned()));
+}
+
+#[test]
+fn a_hung_disk_is_told_and_stops_nothing_that_has_an_epoch() {
+    let mut bench = Bench::synced();
+    bench.disk_hangs = true;
+    bench.hear(|peer| peer.seen = epoch(6)); // half of the reserve is gone: a write
+    assert!(bench.beats.last().unwrap().disk);
+    bench.pass(100 * MS, true);
+    assert!(!bench.beats.last().unwrap().disk, "within 100 ms");
+    assert!(bench.beats.last().unwrap().able);
+    bench.hear(|peer| {
+        peer.state = State::Boot;
+        peer.able = false;
+    });
+    assert_eq!(bench.node.state(), State::MasterSolo);
 }
 
 #[test]
@@ -287,7 +373,8 @@ fn a_synced_node_takes_over_on_silence_and_not_before() {
     let log = bench.took();
     assert_eq!(bench.node.state(), State::MasterSolo);
     assert!(log.contains(&"by silent".to_owned()), "{log:?}");
-    assert_eq!(bench.node.claim().lineage, Lineage::Shared(epoch(5)));
+    let fork = Lineage::Fork { base: epoch(2), epoch: epoch(5) };
+    assert_eq!(bench.node.claim().lineage, fork, "the other may have gone on too");
 }
 
 #[test]
@@ -306,10 +393,11 @@ fn a_resignation_is_taken_at_once_if_it_is_ours() {
 
 #[test]
 fn a_closed_connection_is_a_death_unless_a_beat_denies_it() {
-    for (event, beats, state) in [
-        (ControlEvent::ClosedByPeer, false, State::MasterSolo),
-        (ControlEvent::ClosedByPeer, true, State::Synced),
-        (ControlEvent::Lost, false, State::Synced),
+    for (event, beats, refused, state) in [
+        (ControlEvent::ClosedByPeer, false, true, State::MasterSolo),
+        (ControlEvent::ClosedByPeer, true, true, State::Synced),
+        (ControlEvent::ClosedByPeer, false, false, State::Synced),
+        (ControlEvent::Lost, false, true, State::Synced),
     ] {
         let mut bench = Bench::synced();
         bench.node.handle_control(bench.now, ControlEvent::Connected);
@@ -320,18 +408,21 @@ fn a_closed_connection_is_a_death_unless_a_beat_denies_it() {
         if beats {
             bench.hear(|_| {});
         }
+        if refused {
+            bench.node.handle_control(bench.now, ControlEvent::Refused);
+        }
         for _ in 0..4 {
             bench.now += MS;
             bench.node.handle_timeout(bench.now);
             bench.perform();
         }
-        assert_eq!(bench.node.state(), state, "{event:?} {beats}");
+        assert_eq!(bench.node.state(), state, "{event:?} {beats} {refused}");
         assert!(bench.beats.len() > before, "whoever lives says so at once");
     }
     // a farewell says that its end will prove nothing
     let mut bench = Bench::synced();
     bench.node.handle_control(bench.now, ControlEvent::Connected);
-    bench.node.handle_message(bench.now, &PeerMessage::Bye);
+    bench.node.handle_message(bench.now, &PeerMessage::Bye, None);
     bench.node.handle_control(bench.now, ControlEvent::ClosedByPeer);
     bench.now += 5 * MS;
     bench.node.handle_timeout(bench.now);
@@ -367,9 +458,13 @@ fn a_stall_of_ours_is_not_the_peers_silence() {
 fn whoever_decided_to_take_over_echoes_nothing_new() {
     let mut bench = Bench::synced();
     bench.engine_answers = false;
+    bench.node.handle_control(bench.now, ControlEvent::Connected);
     let echo = bench.beats.last().unwrap().echo;
-    bench.pass(45 * MS, false);
-    assert!(bench.took().contains(&"prepare 5".to_owned()));
+    bench.node.handle_control(bench.now, ControlEvent::ClosedByPeer);
+    bench.node.handle_control(bench.now, ControlEvent::Refused);
+    bench.perform();
+    let log = bench.took();
+    assert!(log.contains(&"prepare 5".to_owned()), "{log:?}");
     bench.hear(|_| {});
     bench.pass(20 * MS, true);
     let last = bench.beats.last().unwrap();
@@ -435,7 +530,8 @@ fn a_dead_engine_resigns_to_a_synced_peer_in_order() {
     let mut bench = Bench::master();
     bench.beats.clear();
     bench.engine(EngineEvent::Died);
-    let order = ["BOOT 3", "answer false", "stop garp", "by engine_died", "Nobody"];
+    let order =
+        ["BOOT 3", "answer false", "stop garp", "address false", "by engine_died", "Nobody"];
     assert_eq!(bench.took(), order);
     assert_eq!(bench.lease, Lease::Expired);
     let said = bench.beats.last().unwrap();
@@ -461,7 +557,9 @@ fn a_carrier_lost_resigns_or_fences() {
     bench.pass(50 * MS, false);
     assert_eq!(bench.node.state(), State::Fenced, "unheard and without carrier: isolated");
     bench.node.handle_carrier(bench.now, 0, true);
-    assert_eq!(bench.node.state(), State::Boot);
+    bench.perform();
+    bench.pass(20 * MS, false);
+    assert_eq!(bench.node.state(), State::Boot, "somebody answers again");
 }
 
 #[test]
@@ -470,18 +568,18 @@ fn a_dead_boot_is_not_believed_again() {
     // a beat of another boot that echoes nothing of ours is no proof while the known one lives
     let echo = bench.beats.last().map(|beat| Echo { boot: BootId(1), number: beat.number });
     let other = Beat { boot: BootId(3), number: 1, echo: None, ..bench.peer };
-    bench.node.handle_beat(bench.now, &other);
+    bench.node.handle_beat(bench.now, &other, Some(VIA));
     assert_eq!(bench.node.state(), State::Synced);
     // one that heard us later than the known one ever did is
     let fresh = Beat { state: State::Boot, echo, ..other };
     bench.node.handle_timeout(bench.now + 15 * MS);
     bench.perform();
     let echo = bench.beats.last().map(|beat| Echo { boot: BootId(1), number: beat.number });
-    bench.node.handle_beat(bench.now + 15 * MS, &Beat { echo, ..fresh });
+    bench.node.handle_beat(bench.now + 15 * MS, &Beat { echo, ..fresh }, Some(VIA));
     bench.perform();
     assert!(bench.took().contains(&"by rebooted".to_owned()));
     let late = Beat { number: 1_000, echo, ..bench.peer };
-    bench.node.handle_beat(bench.now + 16 * MS, &late);
+    bench.node.handle_beat(bench.now + 16 * MS, &late, Some(VIA));
     assert_eq!(bench.node.peer(bench.now + 16 * MS).map(|beat| beat.boot), Some(BootId(3)));
 }
 
@@ -512,20 +610,31 @@ fn the_better_of_two_masters_stays_and_says_so() {
     assert_eq!(bench.node.state(), State::Join);
 }
 
+/// An advert of a foreign router, stronger than we are.
+fn foreign_advert(now: Instant) -> Vec<u8> {
+    let mut foreign = router(9, 8);
+    foreign.startup(now);
+    foreign.promote(now);
+    let advert = std::iter::from_fn(|| foreign.poll_output()).find_map(|output| match output {
+        vrrp::Output::SendAdvert { payload, .. } => Some(payload),
+        _ => None,
+    });
+    advert.unwrap()
+}
+
 #[test]
 fn a_foreign_master_fences_until_it_is_silent() {
     let mut bench = Bench::single();
     bench.up();
     bench.took();
-    let mut foreign = router(9, 8);
-    foreign.startup(bench.now);
-    foreign.promote(bench.now);
-    let advert = std::iter::from_fn(|| foreign.poll_output()).find_map(|output| match output {
-        vrrp::Output::SendAdvert { payload, .. } => Some(payload),
-        _ => None,
-    });
-    let advert = advert.unwrap();
+    let advert = foreign_advert(bench.now);
     let received = vrrp::Received::multicast(IpAddr::from([192, 0, 2, 9]), 255, &advert);
+    for _ in 0..3 {
+        bench.node.handle_advert(bench.now, 0, &received).unwrap();
+        bench.perform();
+    }
+    assert_eq!(bench.took(), ["ForeignAdverts"], "who only says so is not believed; said once");
+    bench.node.handle_contact(bench.now, 0, Contact::Claim);
     bench.node.handle_advert(bench.now, 0, &received).unwrap();
     bench.perform();
     let log = bench.took();
@@ -535,6 +644,224 @@ fn a_foreign_master_fences_until_it_is_silent() {
     bench.node.handle_timeout(bench.now);
     bench.perform();
     assert_eq!(bench.node.state(), State::MasterSolo, "the addresses are free again");
+}
+
+#[test]
+fn no_stranger_burns_an_epoch_while_beats_come() {
+    for synced in [false, true] {
+        let mut bench = if synced { Bench::synced() } else { Bench::master() };
+        let (state, seen) = (bench.node.state(), bench.node.seen());
+        let advert = foreign_advert(bench.now);
+        let received = vrrp::Received::multicast(IpAddr::from([192, 0, 2, 9]), 255, &advert);
+        for _ in 0..100 {
+            bench.node.handle_advert(bench.now, 0, &received).unwrap();
+            bench.node.handle_contact(bench.now, 0, Contact::Claim);
+            bench.pass(10 * MS, true);
+        }
+        assert_eq!((bench.node.state(), bench.node.seen()), (state, seen));
+    }
+}
+
+#[test]
+fn a_dead_masters_adverts_sent_again_cost_nothing() {
+    let mut bench = Bench::synced();
+    let mut peer = router(1, 2);
+    peer.startup(bench.now);
+    peer.promote(bench.now);
+    let advert = std::iter::from_fn(|| peer.poll_output()).find_map(|output| match output {
+        vrrp::Output::SendAdvert { payload, .. } => Some(payload),
+        _ => None,
+    });
+    let advert = advert.unwrap();
+    let received = vrrp::Received::multicast(IpAddr::from([192, 0, 2, 1]), 255, &advert);
+    for _ in 0..500 {
+        bench.node.handle_advert(bench.now, 0, &received).unwrap();
+        bench.pass(10 * MS, false);
+    }
+    let log = bench.took();
+    assert!(log.contains(&"by silent".to_owned()), "{log:?}");
+    assert_eq!(bench.node.state(), State::MasterSolo);
+    assert_eq!(bench.node.epoch(), epoch(5), "one promotion");
+}
+
+#[test]
+fn silence_needs_an_answer_of_the_segment() {
+    // who is isolated is FENCED, comes back when somebody answers, and is not in sync then
+    for master in [false, true] {
+        let mut bench = if master { Bench::master() } else { Bench::synced() };
+        bench.life = false;
+        bench.pass(45 * MS, false);
+        assert!([State::Synced, State::Master].contains(&bench.node.state()), "not yet");
+        bench.pass(30 * MS, false);
+        assert_eq!(bench.node.state(), State::Fenced);
+        bench.pass(10_000 * MS, false);
+        assert_eq!(bench.node.state(), State::Fenced, "without flapping");
+        bench.life = true;
+        bench.pass(1_000 * MS, false);
+        assert_eq!(bench.node.state(), State::Boot);
+        bench.hear(|peer| peer.state = State::MasterSolo);
+        assert_eq!(bench.node.state(), State::Join);
+    }
+}
+
+#[test]
+fn a_lonely_segment_is_as_configured() {
+    for (lonely, state) in
+        [(LonelySegment::Takeover, State::MasterSolo), (LonelySegment::Hold, State::Fenced)]
+    {
+        let mut bench = Bench::synced_with(PeerConfig { lonely, ..PeerConfig::default() });
+        bench.life = false;
+        bench.node.handle_targets(bench.now, 0, false);
+        bench.pass(80 * MS, false);
+        assert_eq!(bench.node.state(), state, "{lonely:?}");
+    }
+}
+
+#[test]
+fn a_silent_guardian_on_a_living_host_is_given_time() {
+    let mut bench = Bench::synced();
+    bench.peer_host = true;
+    bench.pass(200 * MS, false);
+    assert_eq!(bench.node.state(), State::Synced, "its kernel answers");
+    bench.pass(50 * MS, false);
+    assert_eq!(bench.node.state(), State::MasterSolo, "but nothing else does");
+    let mut bench = Bench::master();
+    bench.peer_host = true;
+    bench.pass(95 * MS, false);
+    assert_eq!(bench.node.state(), State::Master);
+    bench.pass(10 * MS, false);
+    assert_eq!(bench.node.state(), State::MasterSolo, "before a client loses its patience");
+}
+
+#[test]
+fn whoever_owns_the_addresses_is_not_taken_for_dead() {
+    // beats are filtered; the master's host answers, and so does it for the address
+    let mut bench = Bench::synced();
+    bench.peer_host = true;
+    for _ in 0..1_000 {
+        bench.node.handle_contact(bench.now, 0, Contact::Claim);
+        bench.pass(10 * MS, false);
+    }
+    let log = bench.took();
+    assert!(log.contains(&"by no_beats".to_owned()), "{log:?}");
+    assert_eq!(log.iter().filter(|line| *line == "Blocked(true)").count(), 1, "{log:?}");
+    assert_eq!(bench.node.state(), State::Join, "it stays out");
+    assert_eq!(bench.node.seen(), epoch(2));
+    // nor at a start
+    let mut bench = Bench::pair();
+    bench.up();
+    for _ in 0..1_000 {
+        bench.node.handle_contact(bench.now, 0, Contact::Claim);
+        bench.pass(10 * MS, false);
+    }
+    assert_eq!(bench.node.state(), State::Boot);
+    bench.pass(5_000 * MS, false);
+    assert_eq!(bench.node.state(), State::MasterSolo, "when it is gone");
+}
+
+#[test]
+fn a_master_without_its_segment_hands_over_to_who_has_it() {
+    // the peer is heard by another path; nobody on the segment answers, and the peer is answered
+    let mut bench = Bench::master();
+    bench.life = false;
+    bench.cut_lan = true;
+    bench.pass(50 * MS, true);
+    bench.sync(SyncEvent::AckLate { epoch: epoch(3) });
+    assert_eq!(bench.beats.last().unwrap().tell, Tell::InSync(BootId(2), Session(1)), "patience");
+    bench.pass(30 * MS, true);
+    let said = bench.beats.last().unwrap();
+    assert_eq!((said.state, said.able, said.reach), (State::Boot, false, Reach::Lost));
+    assert_eq!(said.tell, Tell::InSync(BootId(2), Session(1)));
+    assert!(bench.took().contains(&"by segment_lost".to_owned()));
+    // the peer is not better off: the master stays, and a late stream is late
+    let mut bench = Bench::master();
+    bench.life = false;
+    bench.cut_lan = true;
+    bench.hear(|peer| peer.reach = Reach::Unknown);
+    bench.pass(50 * MS, true);
+    bench.sync(SyncEvent::AckLate { epoch: epoch(3) });
+    bench.pass(100 * MS, true);
+    assert_eq!(bench.node.state(), State::Master);
+    assert_eq!(bench.beats.last().unwrap().tell, Tell::OutOfSync(BootId(2), Session(1)));
+    // its own segment answers: it is the backup that lost it
+    let mut bench = Bench::master();
+    bench.cut_lan = true;
+    bench.pass(200 * MS, true);
+    assert_eq!(bench.node.state(), State::Master);
+    assert_eq!(bench.beats.last().unwrap().reach, Reach::Whole);
+}
+
+#[test]
+fn a_witness_is_asked_once_at_each_silence() {
+    let granted = |number| Answer::Granted { number, generation: 8 };
+    let refused = |number| Answer::Refused { number, generation: 8, holder_is_us: false };
+    let unreachable = |number| Answer::Unreachable { number };
+    type Row = (UnreachableWitness, fn(u64) -> Answer, State, State);
+    let answers: [Row; 4] = [
+        (UnreachableWitness::Hold, granted, State::MasterSolo, State::MasterSolo),
+        (UnreachableWitness::Hold, refused, State::Fenced, State::Fenced),
+        (UnreachableWitness::Hold, unreachable, State::Fenced, State::Fenced),
+        (UnreachableWitness::PreferMaster, unreachable, State::Fenced, State::MasterSolo),
+    ];
+    for (policy, answer, backup, master) in answers {
+        let config = PeerConfig { witness: Some(policy), ..PeerConfig::default() };
+        for (mut bench, state) in [
+            (Bench::synced_with(config.clone()), backup),
+            (Bench::master_with(config.clone()), master),
+        ] {
+            bench.hear(|peer| peer.generation = 7);
+            bench.questions.clear();
+            let before = bench.node.state();
+            bench.pass(60 * MS, false);
+            assert_eq!(bench.node.state(), before, "nothing without an answer");
+            let [question] = bench.questions[..] else { panic!("{:?}", bench.questions) };
+            assert_eq!((question.expected, question.by_contact), (7, false));
+            bench.node.handle_witness(bench.now, granted(question.number - 1));
+            assert_eq!(bench.node.state(), before, "an answer to another question");
+            bench.node.handle_witness(bench.now, answer(question.number));
+            bench.perform();
+            assert_eq!(bench.node.state(), state, "{policy:?} {before}");
+            bench.node.handle_witness(bench.now, answer(question.number));
+            bench.pass(20 * MS, false);
+            assert_eq!(bench.node.state(), state, "a doubled answer");
+        }
+    }
+}
+
+#[test]
+fn a_fork_closes_when_both_hold_it() {
+    let mut bench = Bench::master();
+    bench.node.handle_alone(100);
+    bench.pass(60 * MS, false);
+    let fork = Lineage::Fork { base: epoch(3), epoch: epoch(3) };
+    assert_eq!(bench.node.state(), State::MasterSolo);
+    bench.node.handle_alone(103);
+    assert_eq!(bench.node.claim(), Claim { lineage: fork, alone: Alone::of(3), side: Side::B });
+    bench.hear(|peer| {
+        peer.state = State::Catchup;
+        peer.ready = true;
+        peer.session = Session(2);
+    });
+    let shared = Lineage::Shared(epoch(3));
+    assert_eq!(bench.node.claim(), Claim { lineage: shared, alone: Alone(0), side: Side::B });
+}
+
+#[test]
+fn a_store_that_outlived_its_guardian_claims_what_that_one_knew() {
+    let legacy = |lineage| Some(Legacy { lineage, alone: Alone(4), solo: false });
+    let fork = Lineage::Fork { base: epoch(2), epoch: epoch(5) };
+    for (legacy, fresh, claimed) in [
+        (legacy(fork), false, (fork, Alone(4))),
+        (legacy(fork), true, (Lineage::Empty, Alone(0))),
+        (legacy(Lineage::Apart(epoch(4))), false, (Lineage::Apart(epoch(4)), Alone(4))),
+        (None, false, (Lineage::Apart(epoch(5)), Alone(0))),
+    ] {
+        let mut bench = Bench::pair();
+        bench.node.legacy = legacy;
+        bench.engine(EngineEvent::Up { fresh, data_epoch: epoch(5) });
+        let claim = bench.node.claim();
+        assert_eq!((claim.lineage, claim.alone), claimed, "{legacy:?}");
+    }
 }
 
 #[test]
@@ -572,9 +899,6 @@ fn commands() {
     let mut bench = Bench::single();
     bench.up();
     bench.took();
-    bench.node.handle_command(bench.now, Command::Resign);
-    bench.perform();
-    assert_eq!(bench.took(), ["ResignRefused"]);
     bench.node.handle_command(bench.now, Command::Stop);
     bench.perform();
     let log = bench.took();
@@ -583,7 +907,7 @@ fn commands() {
     assert_eq!(bench.node.state(), State::Boot, "for good");
 
     let mut bench = Bench::master();
-    bench.node.handle_command(bench.now, Command::Resign);
+    bench.node.handle_command(bench.now, Command::Stop);
     bench.perform();
     let said = bench.beats.last().unwrap();
     assert_eq!((said.state, said.tell), (State::Boot, Tell::InSync(BootId(2), Session(1))));

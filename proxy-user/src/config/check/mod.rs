@@ -28,6 +28,7 @@ const KEYS: &[(&str, &[&str])] = &[
             "heartbeat",
             "dead_after",
             "unsynced_takeover",
+            "lonely_segment",
             "boot_wait",
         ],
     ),

@@ -7,7 +7,7 @@ use std::time::Duration;
 use toml::Spanned;
 
 use super::super::raw::{At, Raw, RawNode, RawVip};
-use super::super::{Node, Pair, Side, UnsyncedTakeover, Vip};
+use super::super::{LonelySegment, Node, Pair, Side, UnsyncedTakeover, Vip};
 use super::Checker;
 
 const MS: Duration = Duration::from_millis(1);
@@ -44,6 +44,7 @@ impl Checker<'_> {
             ("key_file", &node.key_file),
             ("heartbeat", &node.heartbeat),
             ("unsynced_takeover", &node.unsynced_takeover),
+            ("lonely_segment", &node.lonely_segment),
             ("boot_wait", &node.boot_wait),
         ];
         for (key, at) in strings {
@@ -109,6 +110,13 @@ impl Checker<'_> {
         let boot =
             self.time(&node.boot_wait, "[node] boot_wait", 3 * SECOND, 50 * MS..=60 * SECOND);
         let unsynced_takeover = self.unsynced(&node.unsynced_takeover);
+        let words = [("takeover", LonelySegment::Takeover), ("hold", LonelySegment::Hold)];
+        let lonely_segment = self.word(
+            &node.lonely_segment,
+            "[node] lonely_segment",
+            LonelySegment::Takeover,
+            &words,
+        );
         Some(Pair {
             side: side?,
             cluster: cluster?,
@@ -119,6 +127,7 @@ impl Checker<'_> {
             dead_after,
             unsynced_takeover,
             boot_wait: boot,
+            lonely_segment,
         })
     }
 

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use super::Role;
 use crate::control::message::{SyncCommand, ToEngine};
-use crate::node::{Effect, Event, Lease, PeerMessage};
+use crate::node::{Answer, Effect, Event, Lease, PeerMessage};
 
 impl Role {
     /// Until the node wants nothing more.
@@ -20,6 +20,15 @@ impl Role {
                     self.tell_role();
                 }
                 Effect::SetLease(lease) => self.set_lease(lease),
+                Effect::Address(present) => self.node.handle_address(now, present),
+                // nobody is asked yet: the segment counts as lonely
+                Effect::Probe { .. } => {}
+                Effect::AskWitness(question) => {
+                    let number = question.number;
+                    self.node.handle_witness(now, Answer::Unreachable { number });
+                }
+                // a guardian's store does not outlive it yet
+                Effect::Remember(_) => {}
                 Effect::Answer(on) => {
                     self.wire.answer(on);
                     self.status.answering(on);
@@ -116,8 +125,8 @@ impl Role {
                 self.alarm("took over without being in sync: what the peer alone held is lost");
             }
             Event::DiskFailed => {
-                tracing::error!("the state file cannot be written: this node will not be master");
-                self.alarm("the state file cannot be written: this node will not be master");
+                tracing::error!("the state file cannot be written: a few promotions are reserved");
+                self.alarm("the state file cannot be written: a few promotions are reserved");
             }
             Event::EpochsLow { left } => {
                 tracing::error!(left, "few epochs are left: plan to reset both state files");
@@ -127,7 +136,22 @@ impl Role {
                 tracing::error!("a foreign VRRP router took the address: this node yields");
                 self.alarm("a foreign VRRP router took the address");
             }
-            Event::ResignRefused => tracing::warn!("resign refused: the peer is not in sync"),
+            Event::ForeignAdverts => {
+                tracing::error!("adverts of a stronger router for our address: not believed");
+                self.alarm("adverts of a stronger router for our address");
+            }
+            Event::Blocked(true) => {
+                tracing::error!("somebody owns our addresses and is no peer: this node stays out");
+                self.alarm("somebody owns our addresses, and no beat of it can be read");
+            }
+            Event::Blocked(false) => tracing::info!("nobody else owns our addresses any more"),
+            Event::Reach(reach) => tracing::warn!(?reach, "reach of the addresses' segment"),
+            Event::PeerReach(reach) => tracing::info!(?reach, "the peer's reach of its segment"),
+            Event::Damped(pause) => {
+                tracing::error!(?pause, "too many promotions without proof: the next waits");
+                self.alarm("too many promotions without proof: the next waits");
+            }
+            Event::Witness(answer) => tracing::info!(?answer, "witness"),
             Event::Refused(refused) => {
                 tracing::error!(%refused, "a rule tried a change that is not allowed");
                 self.alarm("a rule tried a change that is not allowed");

@@ -135,8 +135,11 @@ impl Role {
                 dead_after: pair.dead_after,
                 boot_wait: pair.boot_wait,
                 unsynced_takeover: pair.unsynced_takeover,
+                lonely: pair.lonely_segment,
                 ..PeerConfig::default()
             }),
+            segments: instances.iter().map(|one| segment_path(&config, one)).collect(),
+            legacy: None,
         };
         let link = pair.zip(peer).map(|(pair, (sockets, key))| {
             let us = Introduction {
@@ -342,7 +345,7 @@ impl Role {
         let now = Instant::now();
         for input in link.turn(now) {
             match input {
-                Input::Message(message) => self.node.handle_message(now, &message),
+                Input::Message(message) => self.node.handle_message(now, &message, None),
                 Input::Control(event) => self.node.handle_control(now, event),
                 Input::Heard(path) => self.status.path_heard(path, None),
             }
@@ -383,6 +386,12 @@ impl Role {
             datagrams_refused: stats.datagrams_refused,
         });
     }
+}
+
+/// Which path to the peer is the segment of this virtual router.
+fn segment_path(config: &Config, instance: &vrrp::Instance) -> Option<usize> {
+    let vrrp::Mode::Coupled { peer: Some(peer) } = instance.config().mode else { return None };
+    config.node.pair.as_ref()?.peers.iter().position(|path| path.ip() == peer)
 }
 
 fn boot_id() -> Result<BootId, Fault> {
