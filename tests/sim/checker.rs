@@ -15,7 +15,10 @@
 //! 4. *One at a time.* While a MASTER's lease is valid no other role word says master.
 //! 5. *Epochs* are persisted before use, never used twice, and grow on each node. After calm both
 //!    stores are equal, one node is MASTER and answers for the VIP, the other is SYNCED.
-//! 6. *Alive.* While a node is healthy for long enough, somebody serves.
+//! 6. *One owner.* Two nodes that hear each other do not both answer for the address for longer than
+//!    a lease. What the master of the end does not hold of the last answers was reported as lost
+//!    (an alarm), or went with a memory.
+//! 7. *Alive.* While a node is healthy for long enough, somebody serves.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -28,6 +31,9 @@ use crate::world::{MS, Nanos};
 
 /// Beats come each 10 ms; a peer whose last beat is older may be lost.
 const HEARING: Nanos = 15 * MS;
+
+/// Two nodes that hear each other agree on one in so long: a lease, and a turn of each.
+const TWO: Nanos = 50 * MS;
 
 /// So long a silence may have been `T_dead`, by a fast clock.
 const DIVISION: Nanos = 39 * MS;
@@ -53,6 +59,8 @@ struct Key {
     held_at: Nanos,
     /// Answered by that node's present reign.
     soft: [u64; 2],
+    /// Answered last, by whomever.
+    last: u64,
     /// Writes sent, by number; true = a delete.
     writes: Vec<bool>,
 }
@@ -83,6 +91,7 @@ pub(crate) struct Checker {
     failures: Vec<(Nanos, Nanos)>,
     healthy_since: [Option<Nanos>; 2],
     served_at: Nanos,
+    two_since: Option<Nanos>,
     complaint: Option<String>,
     pub(crate) checks: u64,
     pub(crate) protected: u64,
@@ -106,6 +115,7 @@ impl Checker {
             failures: Vec::new(),
             healthy_since: [None; 2],
             served_at: 0,
+            two_since: None,
             complaint: None,
             checks: 0,
             protected: 0,
@@ -286,6 +296,8 @@ impl Checker {
             (What::Read, _) => self.check_miss(now, client, pending, required, server),
         };
         if let Some(number) = number {
+            let key = &mut self.keys[pending.key];
+            key.last = key.last.max(number);
             self.raise(pending, server, number);
         }
     }
@@ -447,6 +459,32 @@ impl Checker {
         let since = self.healthy_since.into_iter().flatten().min();
         let late = since.is_some_and(|since| now > since.max(self.served_at) + bound);
         self.check(now, !late, || "a healthy node, and nobody serves".to_owned());
+    }
+
+    /// Keys whose last answer the master of the end does not hold.
+    pub(crate) fn lost(&self, content: &Content) -> Vec<String> {
+        let lost = |(index, key): &(usize, &Key)| match content.get(index) {
+            Some(n) => *n < key.last,
+            None => !key.writes[key.last as usize..].contains(&true),
+        };
+        let lost = self.keys.iter().enumerate().filter(lost);
+        lost.map(|(index, key)| {
+            format!("{}: {} answered, {:?} held", key.name, key.last, content.get(&index))
+        })
+        .collect()
+    }
+
+    /// Both nodes hear each other, and both answer for the address: for how long?
+    pub(crate) fn look_at_answers(&mut self, now: Nanos, both: bool) {
+        let hear = self.heard.iter().all(|at| now < *at + HEARING);
+        if !(both && hear) {
+            self.two_since = None;
+            return;
+        }
+        let since = *self.two_since.get_or_insert(now);
+        self.check(now, now < since + TWO, || {
+            format!("both answer for the address, and hear each other, since {since} ns")
+        });
     }
 
     /// The end: everything is mended for long.

@@ -470,6 +470,7 @@ impl World {
                     self.became_synced(host);
                 }
             }
+            Event::LossyTakeover { .. } | Event::ForkLost(_) => self.figures.reported = true,
             Event::Refused(refused) => self.checker.complain(self.now, format!("{refused}")),
             _ => {}
         }
@@ -605,6 +606,7 @@ impl World {
     pub(crate) fn lose_store(&mut self, host: usize) {
         self.hosts[host].store = None;
         self.hosts[host].legacy = None;
+        self.figures.reported = true;
         self.checker.memory_lost(self.now, host);
     }
 }

@@ -36,6 +36,8 @@ impl World {
         });
         let serves =
             (0..2).any(|host| self.hosts[host].page.state.is_master() && self.leased(host));
+        let both = self.answers_arp(0) && self.answers_arp(1);
+        self.checker.look_at_answers(self.now, both);
         self.checker.look_at_life(self.now, healthy, serves, self.life_bound());
     }
 
@@ -61,6 +63,14 @@ impl World {
         let answers = [0, 1].map(|host| self.hosts[host].page.answers);
         let contents = [self.content(0), self.content(1)];
         self.checker.quiet(self.now, states, answers, &contents);
+        let master = states.iter().position(|state| state.is_master());
+        let content = master.and_then(|host| contents[host].as_ref());
+        let lost = content.map(|content| self.checker.lost(content)).unwrap_or_default();
+        self.figures.lost = if self.plan.evicts { 0 } else { lost.len() };
+        if self.figures.lost > 0 && !self.figures.reported {
+            let text = format!("answers lost, and nobody said so: {lost:?}");
+            self.checker.complain(self.now, text);
+        }
     }
 
     /// Items that the stores had to evict, as far as they still know.

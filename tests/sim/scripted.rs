@@ -1,5 +1,6 @@
 //! Runs with a plan by hand: each single failure with what it may cost, and the planted faults.
 
+use crate::clients::CLIENTS;
 use crate::faults::{Fault, Plan};
 use crate::network::Use;
 use crate::report;
@@ -156,5 +157,130 @@ fn each_single_failure_costs_what_it_may() {
                 }
             }
         }
+    }
+}
+
+/// Nothing comes in (deaf) or goes out (mute), at a host's end of the clients' segment (path 0), of
+/// the second network, or of both; carrier stays up.
+fn port(host: usize, deaf: bool, paths: &[usize], ms: u64) -> Vec<(u64, Fault)> {
+    let mut faults: Vec<_> =
+        paths.iter().map(|path| (AT, Fault::Port { host, path: *path, deaf })).collect();
+    faults.extend(paths.iter().map(|path| (AT + ms, Fault::Mend { path: *path })));
+    faults
+}
+
+/// Deaf and mute nodes: who cannot be reached on the segment never keeps the address while the
+/// other can serve, and nothing that was answered is lost.
+#[test]
+fn deaf_and_mute_nodes_never_own_the_address() {
+    let mut table = Vec::new();
+    for (host, who) in [(0, "master"), (1, "backup")] {
+        for (deaf, how) in [(true, "deaf"), (false, "mute")] {
+            for (paths, place) in [(&[0][..], "LAN"), (&[1], "second"), (&[0, 1], "both")] {
+                let moves = host == 0 && paths.contains(&0);
+                let name = format!("{who} {how} on {place}");
+                let late = each_seed(&name, &port(host, deaf, paths, 600), moves.then_some(120));
+                table.push(format!("{name}: {late}"));
+            }
+        }
+    }
+    println!("{}", table.join("\n"));
+}
+
+/// Both cables of the backup cut, carrier up: no role change that a client could see, nothing lost.
+#[test]
+fn cuts_of_the_backup_change_nothing() {
+    for ms in [20, 30, 40, 50, 150, 300, 1_000] {
+        let mut faults = port(1, true, &[0, 1], ms);
+        faults.extend(port(1, false, &[0, 1], ms));
+        each_seed(&format!("backup cut for {ms} ms"), &faults, None);
+        // and one direction only
+        for deaf in [true, false] {
+            each_seed(&format!("deaf {deaf} {ms} ms"), &port(1, deaf, &[0, 1], ms), None);
+        }
+    }
+}
+
+/// Both cables of the master cut: the peer reigns, nothing is lost, and the master that returns
+/// changes nothing.
+#[test]
+fn cuts_of_the_master_lose_nothing() {
+    for ms in [20, 30] {
+        let mut faults = port(0, true, &[0, 1], ms);
+        faults.extend(port(0, false, &[0, 1], ms));
+        each_seed(&format!("master cut for {ms} ms"), &faults, None);
+    }
+    for ms in [150, 300, 1_000] {
+        let mut faults = port(0, true, &[0, 1], ms);
+        faults.extend(port(0, false, &[0, 1], ms));
+        each_seed(&format!("master cut for {ms} ms"), &faults, Some(70));
+    }
+}
+
+/// A single division with all clients on one side loses nothing, whichever side that is.
+#[test]
+fn a_division_with_clients_on_one_side_loses_nothing() {
+    for side in [0, 1] {
+        let mut sides = [side; CLIENTS];
+        (sides[CLIENTS - 2], sides[CLIENTS - 1]) = (0, 1);
+        let mut faults = vec![(AT, Fault::Split(Some(sides))), (AT + 500, Fault::Split(None))];
+        for from in [0, 1] {
+            faults.push((AT, Fault::Cut { path: 1, from }));
+        }
+        faults.push((AT + 500, Fault::Mend { path: 1 }));
+        let takeover = (side == 1).then_some(70);
+        each_seed(&format!("all clients with node {side}"), &faults, takeover);
+    }
+}
+
+/// What strangers and boxes in between may do to a whole pair: nothing.
+#[test]
+fn strangers_move_nothing() {
+    let rows = [
+        ("foreign adverts", Fault::Foreign { length: 1_000 * MS, claims: false }),
+        ("a foreign router that claims", Fault::Foreign { length: 1_000 * MS, claims: true }),
+        ("a false end, to the backup", Fault::FalseEnd { host: 1 }),
+        ("a false end, to the master", Fault::FalseEnd { host: 0 }),
+        ("the backup's disk hangs", Fault::Hang { host: 1, length: 600 * MS }),
+    ];
+    for (name, fault) in rows {
+        each_seed(name, &[(AT, fault)], None);
+    }
+    // and a frozen disk of the backup does not keep it from taking over
+    let back = 400 * MS;
+    let faults = [
+        (AT, Fault::Hang { host: 1, length: 900 * MS }),
+        (AT + 200, Fault::Power { host: 0, back }),
+    ];
+    each_seed("the backup's disk hangs, the master dies", &faults, Some(260));
+}
+
+/// Plays a row under some seeds: nothing is lost, the peer reigns in time or not at all. Gives the
+/// takeover's time, least and most.
+fn each_seed(name: &str, faults: &[(u64, Fault)], takeover: Option<Nanos>) -> String {
+    let (mut least, mut most) = (Nanos::MAX, 0);
+    for seed in 0..6 {
+        let last = faults.iter().map(|(ms, _)| *ms).max().unwrap_or(AT);
+        let mut faults = faults.to_vec();
+        faults.push((last.max(AT + 800), Fault::Calm));
+        let plan = Plan { end: (last + 2_400) * MS, ..scripted(&faults) };
+        let world = play_plan(seed, Mutation::Sound, plan);
+        assert!(world.checker.complaint().is_none(), "{name}: {}", report(&world, seed));
+        assert_eq!(world.figures.lost, 0, "{name}: {}", report(&world, seed));
+        let crowns = &world.figures.crowns;
+        assert_eq!(crowns.first().map(|(_, host)| *host), Some(0), "{name}, seed {seed}");
+        let Some(ms) = takeover else {
+            assert_eq!(crowns.len(), 1, "{name}: {crowns:?} {}", report(&world, seed));
+            continue;
+        };
+        assert_eq!(crowns.len(), 2, "{name}: {crowns:?} {}", report(&world, seed));
+        let (at, host) = crowns[1];
+        let late = at.saturating_sub(AT * MS);
+        assert!(late <= ms * MS && host == 1, "{name}: {late} ns {}", report(&world, seed));
+        (least, most) = (least.min(late), most.max(late));
+    }
+    match most {
+        0 => "the master stays".to_owned(),
+        _ => format!("the peer reigns after {}-{} ms", least / MS, most / MS),
     }
 }

@@ -88,6 +88,10 @@ pub(crate) struct Figures {
     pub(crate) events: u64,
     /// Each time that a node became master: when, and which.
     pub(crate) crowns: Vec<(Nanos, usize)>,
+    /// A memory was lost, or a node said that answers are.
+    pub(crate) reported: bool,
+    /// Keys whose last answer the master of the end does not hold.
+    pub(crate) lost: usize,
 }
 
 /// See the module's text.

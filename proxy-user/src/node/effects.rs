@@ -78,7 +78,7 @@ impl Default for PeerConfig {
             resync_hold: Duration::from_secs(1),
             lease_wait: Duration::from_millis(20),
             engine_wait: Duration::from_secs(3),
-            asymmetry_wait: Duration::from_secs(1),
+            asymmetry_wait: Duration::from_millis(200),
             lonely: LonelySegment::Takeover,
             witness: None,
         }
@@ -299,6 +299,8 @@ pub enum Event {
         /// What this node's store is.
         lineage: Lineage,
     },
+    /// This node has taken another master's content: what it had answered alone is lost. Alarm.
+    ForkLost(Alone),
     /// The state file cannot be written, or the disk does not answer; the reserve of epochs lasts
     /// for a few promotions. Alarm.
     DiskFailed,

@@ -107,7 +107,11 @@ impl Node {
             {
                 self.replica.received = true;
                 self.lineage = Lineage::Shared(epoch);
+                let lost = self.alone.level();
                 self.alone.shared();
+                if lost.any() {
+                    self.push(Effect::Event(Event::ForkLost(lost)));
+                }
             }
             SyncEvent::CaughtUp { epoch } if ours && epoch == self.epoch => {
                 self.master.caught_up = true;

@@ -290,7 +290,9 @@ impl Node {
         let Some(peer) = &self.peer else { return };
         let heard = peer.live(now).is_some();
         let rival = peer.live(now).is_some_and(|beat| beat.state.is_master());
-        let shares = peer.live(now).is_some_and(|beat| beat.ready && beat.epoch == self.epoch);
+        // an old beat may have waited on a connection through a whole division
+        let fresh = peer.live(now).filter(|_| self.lease_valid(now));
+        let shares = fresh.is_some_and(|beat| beat.ready && beat.epoch == self.epoch);
         let woken = self.woken.filter(|w| now < w.until && peer.echoed() < w.number);
         self.woken = woken;
         if heard != self.heard_said {
@@ -480,6 +482,12 @@ impl Node {
             (State::Master, Some(peer)) => peer.lease().map_or(Lease::Expired, Lease::Until),
             (State::MasterSolo, None) => Lease::Unlimited,
             (State::MasterSolo, Some(_)) if self.woken.is_some() => Lease::Expired,
+            // nothing is answered beside another master: one of the two yields
+            (State::MasterSolo, Some(peer))
+                if peer.live(now).is_some_and(|beat| beat.state.is_master()) =>
+            {
+                Lease::Expired
+            }
             (State::MasterSolo, Some(peer)) => match self.lease {
                 Lease::Until(until) if !tick && until > now + peer.config().beat => self.lease,
                 _ => Lease::Until(now + peer.config().lease_time()),

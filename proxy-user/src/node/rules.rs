@@ -55,7 +55,12 @@ impl Node {
             State::Join | State::Catchup => self.unsynced_rule(now),
             State::Synced => self.synced_rule(now),
             State::MasterSolo => self.reign_rule(now).or_else(|| self.solo_rule(now)),
-            State::Master => self.reign_rule(now).or_else(|| self.master_rule(now)),
+            State::Master => match self.reign_rule(now) {
+                // between two masters nothing is decided but who yields
+                None if self.live_master(now).is_some() => None,
+                None => self.master_rule(now),
+                step => step,
+            },
             State::Fenced => self.fenced_rule(now),
             State::Handover => None,
         }
@@ -277,6 +282,10 @@ impl Node {
             return Some(Step::Change(State::Fenced, Cause::BetterClaim));
         }
         let peer = self.peer.as_ref()?;
+        // nothing of ours is at stake, and it may not hear us at all
+        if self.state == State::Master && !peer.hears_us(now) {
+            return Some(Step::Change(State::Fenced, Cause::Unheard));
+        }
         // it will never yield if it does not hear us; and only one of us can know that
         let since = peer.echo_heard_at().max(self.master.rival_since)?;
         let unheard = now >= since + peer.config().asymmetry_wait;
@@ -428,7 +437,8 @@ impl Node {
     pub(super) fn may_resign(&self, now: Instant) -> bool {
         let in_sync = self.state == State::Master && self.master.told.is_some() && !self.master.out;
         let takes = |beat: &Beat| beat.state == State::Synced && beat.able;
-        in_sync && !self.told_is_void() && self.live(now).is_some_and(takes)
+        let fresh = self.lease_valid(now);
+        in_sync && fresh && !self.told_is_void() && self.live(now).is_some_and(takes)
     }
 
     /// Rule 2.

@@ -124,6 +124,14 @@ impl Role {
                 );
                 self.alarm("took over without being in sync: what the peer alone held is lost");
             }
+            Event::ForkLost(alone) => {
+                let most = 1_u64.checked_shl(alone.0.into()).unwrap_or(u64::MAX);
+                tracing::error!(
+                    fewer_than = most,
+                    "TOOK the other's content: answers this node gave alone are lost"
+                );
+                self.alarm("took the other node's content: answers given alone are lost");
+            }
             Event::DiskFailed => {
                 tracing::error!("the state file cannot be written: a few promotions are reserved");
                 self.alarm("the state file cannot be written: a few promotions are reserved");
