@@ -15,9 +15,9 @@
 //! 4. *One at a time.* While a MASTER's lease is valid no other role word says master.
 //! 5. *Epochs* are persisted before use, never used twice, and grow on each node. After calm both
 //!    stores are equal, one node is MASTER and answers for the VIP, the other is SYNCED.
-//! 6. *One owner.* Two nodes that hear each other do not both answer for the address for longer than
-//!    a lease. What the master of the end does not hold of the last answers was reported as lost
-//!    (an alarm), or went with a memory.
+//! 6. *One owner.* Two nodes that hear each other do not both answer for the address for longer
+//!    than a lease. What the master of the end does not hold of the last answers was reported as
+//!    lost (an alarm), or went with a memory.
 //! 7. *Alive.* While a node is healthy for long enough, somebody serves.
 
 use std::collections::{BTreeMap, BTreeSet};

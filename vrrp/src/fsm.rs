@@ -41,6 +41,9 @@ pub use output::{AdvertReason, Counters, Difference, GarpReason, Output, TakeOve
 /// allows, so a real second master is always answered.
 const ANSWER_GAP: Duration = Duration::from_millis(10);
 
+/// Coupled: an interval is learned up to so many times our own.
+const LEARNED_MAX: u32 = 10;
+
 /// State of one virtual router (RFC 9568 §6.3).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum State {
@@ -311,7 +314,7 @@ impl Instance {
             return; // "Discard the ADVERTISEMENT": the timer runs on
         }
         if self.config.version == Version::V3 {
-            self.active_interval = advert.interval;
+            self.active_interval = self.learned(advert.interval);
         }
         self.silent = None;
         self.arm_down(now);
@@ -367,6 +370,16 @@ impl Instance {
                     self.outputs.push_back(Output::Garp { reason: GarpReason::SecondMaster });
                 }
             }
+        }
+    }
+
+    /// RFC 9568 §6.4.2 has a backup learn the Active Router's interval, of up to 40 s. Coupled, that
+    /// would let one forged advert keep a router "heard" for two minutes: it is capped.
+    fn learned(&self, interval: AdvertInterval) -> AdvertInterval {
+        let most = self.config.interval.duration() * LEARNED_MAX;
+        match AdvertInterval::from_duration(most) {
+            Some(most) if self.is_coupled() && interval.duration() > most.duration() => most,
+            _ => interval,
         }
     }
 

@@ -69,6 +69,7 @@ counters! {
     CacheProtocolErrors Total "cache_protocol_errors" "Commands answered with an error line.";
     AnswersHeld Gauge "answers_held" "Answers now waiting for the peer's ack.";
     AnswersUnprotected Total "answers_unprotected" "Writes acknowledged alone, in MASTER_SOLO.";
+    AnswersAlone Total "answers_alone" "Sends of memcached answers in MASTER_SOLO.";
     ForwardedOut Total "forwarded_out" "Commands forwarded to the master.";
     ForwardedIn Total "forwarded_in" "Commands executed for the peer.";
     RecordsSent Total "replication_records_sent" "Replication records sent.";

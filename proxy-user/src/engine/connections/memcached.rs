@@ -291,7 +291,12 @@ impl Memcached {
                 ctx.close(Close::Now);
                 return;
             };
+            let before = ctx.out().len();
             let state = session.poll_transmit(&context, ctx.out());
+            if ctx.out().len() > before && context.gate.role == GateRole::MasterSolo {
+                // before it leaves: at a heal the side that answered clients alone wins
+                ctx.core.page.add(Counter::AnswersAlone, 1);
+            }
             if state != Transmit::Idle || !session.wants_run() || ctx.unsent() > OUTBOX_HIGH {
                 break state;
             }

@@ -25,6 +25,7 @@ use super::start::PeerSockets;
 use super::status::{PeerFacts, StatusHandle};
 use crate::config::{Config, Side};
 use crate::control::channel::{ChannelError, GuardianEnd};
+use crate::control::counters::Counter;
 use crate::control::message::{Hello, Secret, ToGuardian};
 use crate::control::shared::{SharedPage, monotonic_ns, run_realtime};
 use crate::node::{BootId, Command, EngineEvent, Epoch, Node, NodeConfig, PeerConfig, Target};
@@ -195,6 +196,7 @@ impl Role {
 
     /// Everything that has arrived, then the node's own deadlines.
     fn turn(&mut self) {
+        self.node.handle_alone(self.page.sum(Counter::AnswersAlone));
         self.take_orders();
         self.take_engine();
         self.take_peer();

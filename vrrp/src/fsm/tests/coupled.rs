@@ -198,3 +198,13 @@ fn who_resigns_waits_by_its_own_interval_not_by_one_learned_long_ago() {
     bench.instance.resign(bench.now, false);
     assert!(bench.left().unwrap() < us(DOWN_US + 1));
 }
+
+#[test]
+fn a_forged_interval_is_learned_up_to_ten_of_ours() {
+    let mut bench = backup();
+    let forged = Advert { interval: interval(40_950), ..bench.advert(255) };
+    bench.hear_advert(STRANGER, &forged).unwrap();
+    assert_eq!(bench.instance.active_router(), Some(ip(STRANGER)));
+    bench.pass(ms(4_000));
+    assert_eq!(bench.instance.active_router(), None, "not for two minutes");
+}
