@@ -74,6 +74,8 @@ pub(crate) struct Guardian {
     effects: VecDeque<Effect>,
     /// When a turn is scheduled.
     turn_at: Option<Nanos>,
+    /// The newest beat of the peer that it took in.
+    newest: Option<(BootId, u64)>,
 }
 
 pub(crate) struct Host {
@@ -187,7 +189,11 @@ impl World {
             inbox: VecDeque::new(),
             effects: VecDeque::new(),
             turn_at: None,
+            newest: None,
         });
+        if this.store.is_none() {
+            self.checker.memory_lost(self.now, host);
+        }
         self.note(Some(host), "guardian starts");
         self.collect(host);
         let up = self.rng.range(2 * MS, 15 * MS);
@@ -243,9 +249,10 @@ impl World {
         match guardian.inbox.pop_front() {
             Some(input) => {
                 if let Input::Message(PeerMessage::Beat(beat), _) = &input {
-                    let before = guardian.node.peer(now).map(|view| (view.boot, view.number));
+                    let before = guardian.newest;
                     let fresh = before.is_none_or(|(boot, n)| boot != beat.boot || n < beat.number);
                     if fresh {
+                        guardian.newest = Some((beat.boot, beat.number));
                         this.last_beat = Some((self.now, beat.state));
                         self.checker.heard(self.now, host);
                     }

@@ -373,8 +373,8 @@ impl Instance {
         }
     }
 
-    /// RFC 9568 §6.4.2 has a backup learn the Active Router's interval, of up to 40 s. Coupled, that
-    /// would let one forged advert keep a router "heard" for two minutes: it is capped.
+    /// RFC 9568 §6.4.2 has a backup learn the Active Router's interval, of up to 40 s. Coupled,
+    /// that would let one forged advert keep a router "heard" for two minutes: it is capped.
     fn learned(&self, interval: AdvertInterval) -> AdvertInterval {
         let most = self.config.interval.duration() * LEARNED_MAX;
         match AdvertInterval::from_duration(most) {
