@@ -442,6 +442,14 @@ impl Checker {
         }
     }
 
+    /// With a witness that must be asked: never two that answer, in whatever division.
+    pub(crate) fn look_at_votes(&mut self, now: Nanos, states: [State; 2], leased: [bool; 2]) {
+        let answers = [0, 1].map(|host| states[host].is_master() && leased[host]);
+        self.check(now, answers != [true; 2], || {
+            format!("two answer, with a witness: {} and {}", states[0], states[1])
+        });
+    }
+
     /// Rule 6, at a moment.
     pub(crate) fn look_at_life(
         &mut self,

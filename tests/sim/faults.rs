@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use proxy_user::config::UnsyncedTakeover;
+use proxy_user::config::{UnreachableWitness, UnsyncedTakeover};
 use proxy_user::node::PeerConfig;
 
 use crate::clients::CLIENTS;
@@ -42,6 +42,9 @@ pub(crate) enum Fault {
     Foreign { length: Nanos, claims: bool },
     /// A box in between ends the control connection in order, towards that host only.
     FalseEnd { host: usize },
+    /// The witness is not reached by one host, or (`None`) is down; it may come back without its
+    /// state.
+    Witness { host: Option<usize>, length: Nanos, forgets: bool },
     /// The disk of the state file does not answer for a while.
     Hang { host: usize, length: Nanos },
     /// A connection is reset by something in between.
@@ -63,7 +66,9 @@ impl Fault {
     const fn length(self) -> Option<Nanos> {
         match self {
             Self::Engine { .. } | Self::Reset(_) | Self::FalseEnd { .. } => Some(100 * MS),
-            Self::Foreign { length, .. } | Self::Hang { length, .. } => Some(length),
+            Self::Foreign { length, .. }
+            | Self::Hang { length, .. }
+            | Self::Witness { length, .. } => Some(length),
             Self::Guardian { back, .. } | Self::Power { back, .. } => Some(back),
             Self::Stop { length, .. } | Self::Slow { length, .. } => Some(length),
             Self::Refuse(_, length) => Some(length),
@@ -125,6 +130,11 @@ fn timing(rng: &mut Prng) -> PeerConfig {
         resync_hold: Duration::from_millis(100),
         engine_wait: Duration::from_millis(300),
         asymmetry_wait: Duration::from_millis(300),
+        witness: match rng.range(0, 5) {
+            0 => Some(UnreachableWitness::Hold),
+            1 => Some(UnreachableWitness::PreferMaster),
+            _ => None,
+        },
         ..PeerConfig::default()
     }
 }
@@ -150,6 +160,7 @@ impl Plan {
             end,
             peer: PeerConfig {
                 unsynced_takeover: UnsyncedTakeover::After(Duration::from_millis(300)),
+                witness: None,
                 ..peer
             },
             evicts: false,
@@ -181,6 +192,11 @@ impl Plan {
         for _ in 0..count {
             let cluster = rng.chance(350);
             draw_fault(rng, at, paths, &mut plan.faults);
+            if plan.peer.witness.is_some() && rng.chance(250) {
+                let host = rng.chance(600).then(|| rng.index(2));
+                let (length, forgets) = (rng.range(20 * MS, 900 * MS), rng.chance(300));
+                plan.faults.push((at, Fault::Witness { host, length, forgets }));
+            }
             at += if cluster { rng.range(0, 60 * MS) } else { rng.range(300 * MS, 900 * MS) };
         }
         at += rng.range(0, 400 * MS);
@@ -348,6 +364,12 @@ impl World {
                     self.after(5 * MS, Ev::Fault(Fault::Reset(Use::Control)));
                 }
             }
+            Fault::Witness { host: Some(host), length, .. } => {
+                self.witness.cut_until[host] = now + length;
+            }
+            Fault::Witness { host: None, length, forgets } => {
+                self.witness.restart(now, length, forgets);
+            }
             Fault::Hang { host, length } => self.hosts[host].disk_hangs_until = now + length,
             Fault::Refuse(kind, length) => {
                 self.refused.insert(kind, now + length);
@@ -370,6 +392,8 @@ impl World {
         self.quiet = true;
         self.refused.clear();
         self.split = None;
+        self.witness.cut_until = [0; 2];
+        self.witness.down_until = 0;
         for path in &mut self.paths {
             path.cut = [false, false];
             path.filtered = false;

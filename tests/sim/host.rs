@@ -9,8 +9,8 @@ use std::time::Instant;
 use cache::Cache;
 use proxy_user::config::Side;
 use proxy_user::node::{
-    Beat, BootId, Contact, ControlEvent, Effect, EngineEvent, Epoch, Event, Lease, Legacy, Node,
-    NodeConfig, PeerMessage, Session, State, Tell, Via,
+    Answer, Beat, BootId, Contact, ControlEvent, Effect, EngineEvent, Epoch, Event, Lease, Legacy,
+    Node, NodeConfig, PeerMessage, Session, State, Tell, Via,
 };
 use vrrp::{AdvertInterval, Instance, InstanceConfig, Mode, Priority, Received, Vrid};
 
@@ -65,6 +65,8 @@ pub(crate) enum Answered {
     Contact(Contact),
     /// No guardian listens at the peer's.
     Refused,
+    /// The witness, or nobody in time.
+    Witness(Answer),
 }
 
 pub(crate) struct Guardian {
@@ -277,6 +279,7 @@ impl World {
             Input::Answered(Answered::Refused) => {
                 node.handle_control(now, ControlEvent::Refused);
             }
+            Input::Answered(Answered::Witness(answer)) => node.handle_witness(now, answer),
             Input::Answered(Answered::Life) => node.handle_life(now, 0),
             Input::Answered(Answered::Contact(contact)) => node.handle_contact(now, 0, contact),
             Input::Control(event) => node.handle_control(now, event),
@@ -388,7 +391,10 @@ impl World {
                 self.answer_later(host, delay, Answered::Address(there));
             }
             Effect::Probe { .. } => self.probe(host),
-            Effect::AskWitness(_) => unreachable!("no witness is configured"),
+            Effect::AskWitness(question) => {
+                let life = self.life_of(host);
+                self.ask_witness(host, life, question);
+            }
             Effect::Remember(legacy) => self.hosts[host].legacy = Some(legacy),
             Effect::Event(event) => self.event(host, event),
         }

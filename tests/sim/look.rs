@@ -1,6 +1,6 @@
 //! Looks at the whole world, for the checkers that need more than one host's view.
 
-use proxy_user::config::UnsyncedTakeover;
+use proxy_user::config::{UnreachableWitness, UnsyncedTakeover};
 use proxy_user::node::Lease;
 
 use crate::world::{MS, Nanos, World};
@@ -24,11 +24,16 @@ impl World {
         let states = [0, 1].map(|host| self.hosts[host].page.state);
         let leased = [self.leased(0), self.leased(1)];
         self.checker.look_at_leases(self.now, states, leased);
+        if self.plan.peer.witness == Some(UnreachableWitness::Hold) {
+            self.checker.look_at_votes(self.now, states, leased);
+        }
     }
 
     /// Each 10 ms.
     pub(crate) fn look_at_all(&mut self) {
-        let never = self.plan.peer.unsynced_takeover == UnsyncedTakeover::Never;
+        // with a witness, who is refused (or does not reach it) waits for the other
+        let never = self.plan.peer.unsynced_takeover == UnsyncedTakeover::Never
+            || self.plan.peer.witness.is_some();
         let healthy = [0, 1].map(|index| {
             let host = &self.hosts[index];
             let up = host.guardian.is_some() && host.engine.is_some() && host.carrier;

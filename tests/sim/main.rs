@@ -25,6 +25,7 @@ mod prng;
 mod process;
 mod scripted;
 mod trace;
+mod witness;
 mod world;
 
 use world::{Mutation, Options, World};

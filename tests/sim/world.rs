@@ -14,6 +14,8 @@ use crate::host::{Answered, Host};
 use crate::network::{Conn, GIVE_UP, Path, Use, retry};
 use crate::prng::Prng;
 use crate::trace::Trace;
+use crate::witness::Witness;
+use proxy_user::node::Question;
 
 /// World time: nanoseconds since the run's begin.
 pub(crate) type Nanos = u64;
@@ -56,6 +58,8 @@ pub(crate) enum Ev {
     Advert { to: usize, payload: Vec<u8> },
     /// Something that a guardian asked of its host, or of the segment, is answered.
     Answered { host: usize, life: u64, answer: Answered },
+    /// A question arrives at the witness.
+    Asked { host: usize, life: u64, question: Question },
     /// A foreign router sends its next advert.
     Foreign { until: Nanos, claims: bool },
     /// The head of a connection's queue may arrive.
@@ -117,6 +121,7 @@ pub(crate) struct World {
     pub(crate) refused: BTreeMap<Use, Nanos>,
     /// No more faults and no more writes.
     pub(crate) quiet: bool,
+    pub(crate) witness: Witness,
     /// The clients' segment is divided: who is on whose side.
     pub(crate) split: Option<[usize; CLIENTS]>,
 }
@@ -154,6 +159,7 @@ impl World {
             figures: Figures::default(),
             refused: BTreeMap::new(),
             quiet: false,
+            witness: Witness::default(),
             split: None,
         };
         world.schedule_begin();
@@ -228,6 +234,7 @@ impl World {
             Ev::Engine(host) => self.engine_turn(host),
             Ev::Datagram { to, path, bytes } => self.guardian_hears(to, &bytes, Some(path)),
             Ev::Answered { host, life, answer } => self.host_answered(host, life, answer),
+            Ev::Asked { host, life, question } => self.witness_asked(host, life, question),
             Ev::Foreign { until, claims } => self.foreign_advert(until, claims),
             Ev::Advert { to, payload } => self.advert_arrives(to, payload),
             Ev::Arrive { kind, id, from } => self.arrive(kind, id, from),

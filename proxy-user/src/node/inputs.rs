@@ -51,10 +51,8 @@ impl Node {
             self.lineage = Lineage::Empty;
             self.alone.shared();
         } else if self.lineage == Lineage::Empty && data_epoch != Epoch::NONE {
-            // a store that outlived its guardian: what that one left is known, or the least
-            let legacy = self.legacy.filter(|legacy| legacy.lineage != Lineage::Empty);
-            self.lineage = legacy.map_or(Lineage::Apart(data_epoch), |legacy| legacy.lineage);
-            self.alone.before = legacy.map(|legacy| legacy.alone).unwrap_or_default();
+            // it outlived its guardian, which left no word about it
+            self.lineage = Lineage::Apart(data_epoch);
         }
         self.legacy = self.legacy.filter(|_| !fresh);
         if self.state.is_master() {

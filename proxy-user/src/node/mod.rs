@@ -256,8 +256,12 @@ impl Node {
             state: State::Boot,
             epoch: Epoch::NONE,
             seen: config.persisted,
-            lineage: Lineage::Empty,
-            alone: AloneCount::default(),
+            // until the engine says what it found
+            lineage: config.legacy.map_or(Lineage::Empty, |legacy| legacy.lineage),
+            alone: AloneCount {
+                before: config.legacy.map(|legacy| legacy.alone).unwrap_or_default(),
+                ..AloneCount::default()
+            },
             legacy: config.legacy,
             remembered: config.legacy,
             disk: Disk {

@@ -70,7 +70,11 @@ impl Node {
             }
             Step::Follow => self.follow(),
             Step::EndSession => self.replica.end_session(),
-            Step::Tell(boot, session) => self.master.told = Some((boot, session)),
+            Step::Tell(boot, session) => {
+                self.master.told = Some((boot, session));
+                // it has acked whatever was answered alone
+                self.alone.shared();
+            }
             Step::TellOutOfSync => self.master.out = true,
         }
     }
@@ -304,7 +308,6 @@ impl Node {
         }
         if shares {
             self.lineage = Lineage::Shared(self.epoch);
-            self.alone.shared();
         }
         if heard {
             self.master.advert_since = None;

@@ -191,7 +191,11 @@ impl Node {
             };
             let due = now >= silent + wait && self.able(now);
             let goes_on = due && self.reached(now) && !self.is_blocked(now);
-            return if goes_on { self.unproven(now, silent, Cause::Unsynced) } else { None };
+            return match peer.closed_for_good() {
+                true if goes_on => Some(Step::Promote(Cause::Unsynced)),
+                false if goes_on => self.unproven(now, silent, Cause::Unsynced),
+                _ => None,
+            };
         };
         if !beat.state.is_master() {
             return Some(Step::Change(State::Boot, Cause::NoMaster));

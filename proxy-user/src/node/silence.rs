@@ -153,7 +153,9 @@ impl Node {
         let reign = if by_contact { Some(self.epoch) } else { self.seen.next(self.side) };
         let epoch = u32::from(reign.unwrap_or(self.seen).get());
         self.vote = Some(Vote { since, number, asked: now, by_contact, answer: None });
-        let expected = self.generation;
+        // who is not in sync goes on only if it was the last to go on
+        let entitled = by_contact || self.state == State::Synced || self.master.told.is_some();
+        let expected = if entitled { self.generation } else { 0 };
         let question = Question { number, epoch, expected, by_contact };
         self.push(Effect::AskWitness(question));
     }

@@ -48,6 +48,10 @@ struct Bench {
 
 impl Bench {
     fn new(peer: Option<PeerConfig>, persisted: u16) -> Self {
+        Self::new_with(peer, persisted, None)
+    }
+
+    fn new_with(peer: Option<PeerConfig>, persisted: u16, legacy: Option<Legacy>) -> Self {
         let now = Instant::now();
         let config = NodeConfig {
             side: Side::B,
@@ -55,7 +59,7 @@ impl Bench {
             persisted: epoch(persisted),
             peer,
             segments: vec![Some(0)],
-            legacy: None,
+            legacy,
         };
         let claim = Claim { lineage: Lineage::Empty, alone: Alone(0), side: Side::A };
         let peer = Beat {
@@ -836,14 +840,19 @@ fn a_fork_closes_when_both_hold_it() {
     let fork = Lineage::Fork { base: epoch(3), epoch: epoch(3) };
     assert_eq!(bench.node.state(), State::MasterSolo);
     bench.node.handle_alone(103);
-    assert_eq!(bench.node.claim(), Claim { lineage: fork, alone: Alone::of(3), side: Side::B });
+    assert_eq!(bench.node.claim(), Claim { lineage: fork, alone: Alone::of(103), side: Side::B });
     bench.hear(|peer| {
         peer.state = State::Catchup;
         peer.ready = true;
         peer.session = Session(2);
     });
     let shared = Lineage::Shared(epoch(3));
-    assert_eq!(bench.node.claim(), Claim { lineage: shared, alone: Alone(0), side: Side::B });
+    let claim = Claim { lineage: shared, alone: Alone::of(103), side: Side::B };
+    assert_eq!(bench.node.claim(), claim, "it has a full sync, but not the last answers");
+    bench.sync(SyncEvent::CaughtUp { epoch: epoch(3) });
+    bench.pass(1_000 * MS, true);
+    bench.sync(SyncEvent::Gated { gate: 2 });
+    assert_eq!(bench.node.claim(), Claim { alone: Alone(0), ..claim }, "and now it has them");
 }
 
 #[test]
@@ -856,8 +865,9 @@ fn a_store_that_outlived_its_guardian_claims_what_that_one_knew() {
         (legacy(Lineage::Apart(epoch(4))), false, (Lineage::Apart(epoch(4)), Alone(4))),
         (None, false, (Lineage::Apart(epoch(5)), Alone(0))),
     ] {
-        let mut bench = Bench::pair();
-        bench.node.legacy = legacy;
+        let mut bench = Bench::new_with(Some(PeerConfig::default()), 0, legacy);
+        let early = legacy.map_or(Lineage::Empty, |legacy| legacy.lineage);
+        assert_eq!(bench.node.claim().lineage, early, "before the engine is up");
         bench.engine(EngineEvent::Up { fresh, data_epoch: epoch(5) });
         let claim = bench.node.claim();
         assert_eq!((claim.lineage, claim.alone), claimed, "{legacy:?}");
