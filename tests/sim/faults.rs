@@ -342,21 +342,11 @@ impl World {
                     self.hosts[host].engine_paused = until;
                 }
             }
-            Fault::Cut { path, from } => self.paths[path].cut[from] = true,
-            Fault::Mend { path } => {
-                self.paths[path].cut = [false, false];
-                self.paths[path].filtered = false;
-                self.paths[path].ports = [Port::default(); 2];
-            }
-            Fault::Filter => self.paths.iter_mut().for_each(|path| path.filtered = true),
-            Fault::Port { host, path, deaf } => {
-                let port = &mut self.paths[path].ports[host];
-                *(if deaf { &mut port.deaf } else { &mut port.mute }) = true;
-            }
-            Fault::Split(sides) => {
-                self.split = sides;
-                self.paths[0].cut = [sides.is_some(); 2];
-            }
+            Fault::Cut { .. }
+            | Fault::Mend { .. }
+            | Fault::Filter
+            | Fault::Port { .. }
+            | Fault::Split(_) => self.apply_to_wires(fault),
             Fault::Foreign { length, claims } => self.foreign_advert(now + length, claims),
             Fault::FalseEnd { host } => {
                 if self.conns.contains_key(&Use::Control) {
@@ -385,6 +375,27 @@ impl World {
             Fault::Disk { host, broken } => self.hosts[host].disk_broken = broken,
             Fault::Slow { host, length } => self.hosts[host].slow_until = now + length,
             Fault::Calm => self.calm(),
+        }
+    }
+
+    fn apply_to_wires(&mut self, fault: Fault) {
+        match fault {
+            Fault::Cut { path, from } => self.paths[path].cut[from] = true,
+            Fault::Mend { path } => {
+                self.paths[path].cut = [false, false];
+                self.paths[path].filtered = false;
+                self.paths[path].ports = [Port::default(); 2];
+            }
+            Fault::Filter => self.paths.iter_mut().for_each(|path| path.filtered = true),
+            Fault::Port { host, path, deaf } => {
+                let port = &mut self.paths[path].ports[host];
+                *(if deaf { &mut port.deaf } else { &mut port.mute }) = true;
+            }
+            Fault::Split(sides) => {
+                self.split = sides;
+                self.paths[0].cut = [sides.is_some(); 2];
+            }
+            _ => {}
         }
     }
 

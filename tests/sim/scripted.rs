@@ -38,7 +38,7 @@ fn planted_answer_before_ack_is_found() {
         (750, Fault::Power { host: 0, back: 400 * MS }),
         (1_600, Fault::Calm),
     ];
-    planted(Mutation::AnswerBeforeAck, 5, &faults);
+    planted(Mutation::AnswerBeforeAck, 11, &faults);
 }
 
 /// A master goes solo on an OutOfSync that its peer never heard, and so never confirmed; the peer,
