@@ -201,6 +201,19 @@ fn cuts_of_the_backup_change_nothing() {
     }
 }
 
+/// Carrier gone for longer than every patience, on both networks, and back: no reign in between.
+#[test]
+fn carrier_back_after_long_makes_no_master() {
+    for host in [0, 1] {
+        let mut faults = vec![(AT, Fault::Carrier { host, up: false })];
+        faults.extend([0, 1].map(|from| (AT, Fault::Cut { path: 1, from })));
+        faults.push((AT + 1_500, Fault::Carrier { host, up: true }));
+        faults.push((AT + 1_500, Fault::Mend { path: 1 }));
+        let takeover = (host == 0).then_some(70);
+        each_seed(&format!("carrier of node {host} back after 1.5 s"), &faults, takeover);
+    }
+}
+
 /// Both cables of the master cut: the peer reigns, nothing is lost, and the master that returns
 /// changes nothing.
 #[test]
