@@ -354,6 +354,8 @@ impl Checker {
 
     fn raise(&mut self, pending: &Pending, server: Server, number: u64) {
         let kept = self.memory_since.map(|since| since < pending.since);
+        // an answer may be on its way when the reign that gave it is over
+        let reigns = self.now_roles.map(State::is_master);
         let key = &mut self.keys[pending.key];
         match server {
             Server::Protected(host) => {
@@ -365,7 +367,9 @@ impl Checker {
                     key.held_at = pending.since;
                 }
             }
-            Server::Solo(host) if kept[host] => key.soft[host] = key.soft[host].max(number),
+            Server::Solo(host) if kept[host] && reigns[host] => {
+                key.soft[host] = key.soft[host].max(number)
+            }
             Server::Solo(_) | Server::Unclear => {}
         }
     }

@@ -97,8 +97,8 @@ pub struct Node {
     questions: u64,
     /// The witness's generation that both nodes know.
     generation: u64,
-    /// The register holds this reign.
-    registered: bool,
+    /// The generation at which the register holds this reign; 0 = it does not.
+    registered: u64,
     /// This reign goes on by silence, without the witness's word (it could not be reached).
     unwitnessed: bool,
     damper: Damper,
@@ -282,7 +282,7 @@ impl Node {
             vote: None,
             questions: 0,
             generation: 0,
-            registered: false,
+            registered: 0,
             unwitnessed: false,
             damper: Damper::default(),
             reach_said: Reach::Whole,

@@ -96,7 +96,9 @@ impl Node {
                 if cause == Cause::Silent {
                     self.lineage = self.lineage.forked(self.epoch);
                     self.unwitnessed = !self.was_granted();
-                    self.registered &= !self.unwitnessed;
+                    if self.unwitnessed {
+                        self.registered = 0;
+                    }
                 }
                 let hold = self.peer.as_ref().map(|peer| now + peer.config().resync_hold);
                 self.master.hold_until = hold;
@@ -248,7 +250,9 @@ impl Node {
             lineage => lineage.forked(epoch),
         };
         self.legacy = None;
-        self.registered = !cause.is_proof() && self.was_granted();
+        if cause.is_proof() || !self.was_granted() {
+            self.registered = 0;
+        }
         self.unwitnessed = false;
         self.released = Tell::Nothing;
         let gate = self.master.gate;

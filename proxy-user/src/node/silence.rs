@@ -164,12 +164,15 @@ impl Node {
         let Some(vote) = self.vote.as_mut().filter(|vote| vote.number == answer.number()) else {
             return; // of an older question
         };
+        if vote.answer.is_some() {
+            return; // once more, or too late
+        }
         vote.answer = Some(answer);
         let by_contact = vote.by_contact;
         match answer {
             Answer::Granted { generation, .. } => {
                 self.generation = self.generation.max(generation);
-                self.registered = true;
+                self.registered = generation;
                 self.unwitnessed = false;
             }
             // asked with the peer's leave: only the number was stale
@@ -184,7 +187,11 @@ impl Node {
     /// A master that went on with proof, or in contact, has the register follow, without waiting.
     pub(super) fn register(&mut self, now: Instant) {
         let configured = self.peer.as_ref().is_some_and(|peer| peer.config().witness.is_some());
-        if !configured || !self.state.is_master() || self.registered {
+        if !configured || !self.state.is_master() {
+            return;
+        }
+        // somebody who went on no further may have taken it meanwhile: its beats tell
+        if self.registered > 0 && self.registered == self.generation {
             return;
         }
         let due = self.vote.is_none_or(|vote| now >= vote.asked + ASK_AGAIN);
