@@ -375,3 +375,57 @@ fn stop_does_not_wait_for_idle_clients() {
     let took = begun.unwrap().elapsed();
     assert!(took < Duration::from_secs(5), "{took:?}");
 }
+
+/// Every name that others build on: paths of `/status.json`, samples of `/metrics` with the names
+/// of their labels. A name once given stays; a new one is a new line of `names.txt`.
+#[test]
+fn public_names_are_the_ones_written_down() {
+    let (status, _seat) = pair();
+    fill(&status);
+    let mut names = BTreeSet::new();
+    serving(&status, |address| {
+        let json = get_path(address, "/status.json").2;
+        json_names("json ", &serde_json::from_str(&json).unwrap(), &mut names);
+        for line in get_path(address, "/metrics").2.lines().filter(|line| !line.starts_with('#')) {
+            let (name, labels, _) = sample(line);
+            names.insert(format!("metric {name}{{{}}}", label_names(labels).join(",")));
+        }
+    });
+    let pinned: BTreeSet<String> = include_str!("names.txt").lines().map(str::to_owned).collect();
+    let gone: Vec<_> = pinned.difference(&names).collect();
+    let new: Vec<_> = names.difference(&pinned).collect();
+    assert!(gone.is_empty() && new.is_empty(), "gone: {gone:#?}\nnew: {new:#?}");
+}
+
+fn json_names(path: &str, value: &serde_json::Value, names: &mut BTreeSet<String>) {
+    match value {
+        serde_json::Value::Object(fields) => {
+            for (name, value) in fields {
+                json_names(&format!("{path}/{name}"), value, names);
+            }
+        }
+        serde_json::Value::Array(items) => {
+            for item in items {
+                json_names(&format!("{path}/*"), item, names);
+            }
+        }
+        _ => {
+            names.insert(path.to_owned());
+        }
+    }
+}
+
+fn label_names(labels: &str) -> Vec<&str> {
+    let (mut names, mut rest) = (Vec::new(), labels);
+    while let Some((name, value)) = rest.split_once("=\"") {
+        names.push(name.trim_start_matches(','));
+        let mut escaped = false;
+        let end = value.find(|c| {
+            let end = c == '"' && !escaped;
+            escaped = c == '\\' && !escaped;
+            end
+        });
+        rest = &value[end.unwrap() + 1..];
+    }
+    names
+}
