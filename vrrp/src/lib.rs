@@ -30,6 +30,6 @@ pub mod packet;
 pub mod timers;
 
 pub use config::{Auth, ConfigError, InstanceConfig, Mode, Priority, Vrid};
-pub use fsm::{Instance, Output, State};
+pub use fsm::{Counters, Instance, Output, State};
 pub use packet::{Advert, ChecksumKind, Received, Refusal, Version};
 pub use timers::AdvertInterval;
