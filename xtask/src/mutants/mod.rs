@@ -20,7 +20,7 @@ use clap::Args;
 use crate::build_ebpf;
 use crate::test::Failed;
 use bounded::Ended;
-use table::{FoundBy, MUTANTS, Mutant};
+use table::{FoundBy, Mutant};
 use tree::Tree;
 
 /// Longest time of a build: the first one builds everything.
@@ -58,7 +58,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let wanted = |mutant: &&Mutant| {
         options.only.as_ref().is_none_or(|text| mutant.name.contains(text.as_str()))
     };
-    let mutants: Vec<_> = MUTANTS.iter().filter(wanted).collect();
+    let mutants: Vec<_> = table::all().filter(wanted).collect();
     ensure!(!mutants.is_empty(), "no rule has this in its name: cargo xtask mutants --list");
     if options.list {
         mutants.iter().for_each(|mutant| println!("{:<60} {}", mutant.name, mutant.file));
