@@ -216,4 +216,32 @@ pub(super) const ROWS: &[Mutant] = &[
         replace: "",
         found_by: node!("a_foreign_master_fences_until_it_is_silent"),
     },
+    Mutant {
+        name: "an epoch is used before it is on disk",
+        file: RULES,
+        find: "Stage::Persisting => persisted.then_some(Step::Prepare),",
+        replace: "Stage::Persisting => Some(Step::Prepare),",
+        found_by: sim("scripted::strangers_move_nothing"),
+    },
+    Mutant {
+        name: "a crown before the engine is prepared",
+        file: RULES,
+        find: "(engine && address).then_some(Step::Crown)",
+        replace: "(engine || address).then_some(Step::Crown)",
+        found_by: node!("whoever_decided_to_take_over_echoes_nothing_new"),
+    },
+    Mutant {
+        name: "a takeover by silence opens no fork",
+        file: PERFORM,
+        find: "            lineage => lineage.forked(epoch),\n",
+        replace: "            lineage => lineage.continued(epoch),\n",
+        found_by: node!("a_synced_node_takes_over_on_silence_and_not_before"),
+    },
+    Mutant {
+        name: "a SYNCED node that stalled takes over all the same",
+        file: RULES,
+        find: "        if self.replica.given_up {\n",
+        replace: "        if self.replica.given_up && self.stopping {\n",
+        found_by: node!("a_stall_of_ours_is_not_the_peers_silence"),
+    },
 ];
