@@ -4,7 +4,8 @@
 //!
 //! * **Plain**: the RFC to the letter.
 //! * **Coupled**: an owner (the pair's `node`) decides who is Active, by epochs and data. Then
-//!   - silence emits [`Output::MayTakeOver`]; the owner calls [`Instance::promote`] or does not;
+//!   - an instance becomes Active by [`Instance::promote`] only: silence just forgets the router
+//!     that was followed;
 //!   - an Active instance is never deposed by an advert: a stronger foreign router emits
 //!     [`Output::Superseded`], and the owner calls [`Instance::resign`] or does not;
 //!   - the known peer's adverts never depose by priority; they emit [`Output::PeerContact`].
@@ -12,7 +13,7 @@
 //! ```text
 //! state     event                     plain                     coupled
 //! ──────────────────────────────────────────────────────────────────────────────────────────────
-//! Backup    down timer                advert, GARP, Active      MayTakeOver if eligible; re-armed
+//! Backup    down timer                advert, GARP, Active      forgets the router; re-armed
 //!           advert, priority 0        timer := skew             the same; PeerResigned if the peer
 //!           stronger, or no preempt   learn interval, re-arm    any priority: the same
 //!           weaker, preempt           timer runs on             -
@@ -34,7 +35,7 @@ use crate::config::{Auth, ConfigError, InstanceConfig, Mode, Priority};
 use crate::packet::{Advert, ChecksumKind, Received, Refusal, Version, peek_vrid};
 use crate::timers::{AdvertInterval, Timer, TimerTable, active_down, skew};
 
-pub use output::{AdvertReason, Counters, Difference, GarpReason, Output, TakeOver};
+pub use output::{AdvertReason, Counters, Difference, GarpReason, Output};
 
 /// Least time between two *immediate* answers to other masters' adverts. RFC 9568 §6.4.3 knows no
 /// limit; a flood of forged adverts must not make us flood. It is the smallest interval VRRP
@@ -69,10 +70,6 @@ pub struct Instance {
     active_interval: AdvertInterval,
     /// As the others' checksums are made; see [`ChecksumKind`].
     checksum: ChecksumKind,
-    /// Coupled: may [`Output::MayTakeOver`] be emitted?
-    eligible: bool,
-    /// Coupled, in Backup: the down timer has fired and nothing was heard since.
-    silent: Option<TakeOver>,
     /// In Backup: the router whose adverts keep us there.
     active_router: Option<IpAddr>,
     last_answer: Option<Instant>,
@@ -94,8 +91,6 @@ impl Instance {
             timers: TimerTable::default(),
             outputs: VecDeque::new(),
             checksum: ChecksumKind::default(),
-            eligible: false,
-            silent: None,
             active_router: None,
             last_answer: None,
             last_difference: None,
@@ -149,19 +144,8 @@ impl Instance {
             self.outputs.push_back(Output::StopGarp);
         }
         self.timers.stop_all();
-        self.silent = None;
         self.active_router = None;
         self.change_state(State::Initialize);
-    }
-
-    /// Coupled: allows or forbids [`Output::MayTakeOver`]. If the silence has already lasted long
-    /// enough it is emitted at once. Plain instances ignore it.
-    pub fn set_eligible(&mut self, eligible: bool) {
-        let gained = eligible && !self.eligible;
-        self.eligible = eligible;
-        if gained && let Some(reason) = self.silent {
-            self.outputs.push_back(Output::MayTakeOver { reason });
-        }
     }
 
     /// Coupled: the source address of the peer's adverts, once known.
@@ -236,12 +220,8 @@ impl Instance {
             match self.config.mode {
                 Mode::Plain { .. } => self.enter_active(now, GarpReason::Promoted),
                 Mode::Coupled { .. } => {
-                    let reason = *self.silent.get_or_insert(TakeOver::Silence);
                     self.active_router = None;
                     self.arm_down(now);
-                    if self.eligible {
-                        self.outputs.push_back(Output::MayTakeOver { reason });
-                    }
                 }
             }
         }
@@ -304,7 +284,6 @@ impl Instance {
             }
             // "If the Priority in the ADVERTISEMENT is 0: Set the Active_Down_Timer to Skew_Time"
             self.active_router = None;
-            self.silent = self.is_coupled().then_some(TakeOver::Resigned);
             let skew = skew(self.config.version, self.config.priority, self.active_interval);
             self.timers.set(Timer::ActiveDown, now + skew);
             return;
@@ -316,7 +295,6 @@ impl Instance {
         if self.config.version == Version::V3 {
             self.active_interval = self.learned(advert.interval);
         }
-        self.silent = None;
         self.arm_down(now);
         let news = self.active_router.replace(source) != Some(source);
         if from_peer {
@@ -427,7 +405,6 @@ impl Instance {
 
     fn enter_active(&mut self, now: Instant, reason: GarpReason) {
         self.timers.stop_all();
-        self.silent = None;
         self.active_router = None;
         self.change_state(State::Active);
         // "Send an ADVERTISEMENT", then gratuitous ARP for each address
@@ -441,7 +418,6 @@ impl Instance {
             self.outputs.push_back(Output::StopGarp);
         }
         self.timers.stop_all();
-        self.silent = None;
         self.active_router = None;
         self.change_state(State::Backup);
         self.arm_down(now);

@@ -3,8 +3,8 @@
 //! What it is: packets ([`packet`]), timers ([`timers`]), one virtual router's state machine
 //! ([`Instance`]), gratuitous ARP ([`arp`]); and in [`io`] the sockets, addresses and interface
 //! settings that a shell needs. What it is not: the owner of the role. In coupled mode (the only
-//! one the product uses) an instance never becomes Active by itself: it says
-//! [`Output::MayTakeOver`] and whoever knows where the newest data is decides.
+//! one the product uses) an instance never becomes Active by itself: whoever
+//! knows where the newest data is calls [`Instance::promote`].
 //!
 //! ```text
 //!                 promote / down timer (plain)
@@ -30,6 +30,6 @@ pub mod packet;
 pub mod timers;
 
 pub use config::{Auth, ConfigError, InstanceConfig, Mode, Priority, Vrid};
-pub use fsm::{Instance, Output, State};
+pub use fsm::{Counters, Instance, Output, State};
 pub use packet::{Advert, ChecksumKind, Received, Refusal, Version};
 pub use timers::AdvertInterval;

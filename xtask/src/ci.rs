@@ -3,6 +3,7 @@
 //! counts as a failure in the total, which is the last line.
 
 use std::process::Command;
+use std::time::Instant;
 
 use anyhow::Result;
 
@@ -24,22 +25,26 @@ pub(crate) fn run() -> Result<()> {
         command.current_dir(&top).args(args);
         command
     };
-    let mut check = |done: Result<()>| {
+    let mut begun = Instant::now();
+    let mut check = |stage: &str, done: Result<()>| {
+        tally.stage(stage, begun.elapsed());
+        begun = Instant::now();
         if let Err(error) = done {
             eprintln!("{error:#}");
             tally.broken(&format!("{error:#}"));
         }
     };
-    check(steps.run("fmt", &mut cargo(&["fmt", "--all", "--check"])));
+    check("fmt", steps.run("fmt", &mut cargo(&["fmt", "--all", "--check"])));
     let mut fmt_ebpf = cargo(&["fmt", "--check"]);
-    check(steps.run("fmt, eBPF", fmt_ebpf.current_dir(top.join("proxy-ebpf"))));
+    let fmt_ebpf = fmt_ebpf.current_dir(top.join("proxy-ebpf"));
+    check("fmt, eBPF", steps.run("fmt, eBPF", fmt_ebpf));
     let mut clippy = cargo(&["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]);
-    check(steps.run("clippy", &mut clippy));
-    check(build_ebpf::clippy(&mut steps));
+    check("clippy", steps.run("clippy", &mut clippy));
+    check("clippy, eBPF", build_ebpf::clippy(&mut steps));
     let mut doc = cargo(&["doc", "--workspace", "--no-deps", "--document-private-items"]);
     // Private items are documented too: for those who work here.
     doc.env("RUSTDOCFLAGS", "-D warnings -A rustdoc::private_intra_doc_links");
-    check(steps.run("doc", &mut doc));
-    check(tidy::run());
+    check("doc", steps.run("doc", &mut doc));
+    check("tidy", tidy::run());
     test::run(tally)
 }

@@ -109,9 +109,4 @@ impl Stream {
         self.source = Some(session);
         true
     }
-
-    /// Accepts records of no link: promotion ends every stream into this partition.
-    pub fn refuse_all(&mut self) {
-        self.source = None;
-    }
 }

@@ -349,6 +349,48 @@ fn a_promoted_replica_takes_and_acknowledges_nothing_more() {
     assert!(a.shared.acked(partition as u8) < version);
 }
 
+/// What the peer of another life has acknowledged says nothing of the peer of this one.
+#[test]
+fn a_new_link_knows_of_no_ack() {
+    let (a, b) = (Node::new(1 << 20, 2), Node::new(1 << 20, 1));
+    a.command("set k 0 0 1\r\nv\r\n");
+    Link::new(&a, &b, 1).settle(&a, &b);
+    assert!(a.shared.has_all(&positions(&a.cache)));
+    let empty = Node::new(1 << 20, 1);
+    let link = Link::new(&a, &empty, 2);
+    assert!((0..PARTITIONS as u8).all(|partition| a.shared.acked(partition) == 0));
+    assert_eq!(link.lost(), None);
+}
+
+/// The master's gate opens to the pair on this word: it must not come before the last ack.
+#[test]
+fn caught_up_is_said_after_the_last_ack() {
+    let (a, b) = (Node::new(1 << 20, 2), Node::new(1 << 20, 1));
+    (0..500).for_each(|n| drop(a.command(&format!("set key-{n} 0 0 1\r\nv\r\n"))));
+    let mut link = Link::new(&a, &b, 1);
+    while !link.sent.contains(&SenderEvent::CaughtUp) {
+        assert!(link.step(&a, &b, 500, 7), "it stands still");
+    }
+    assert!(a.shared.has_all(&positions(&a.cache)));
+}
+
+/// A sender serves one reign: what a later one wrote must not look like this one's.
+#[test]
+fn a_promotion_ends_the_links_of_the_reign_before() {
+    let (mut a, b) = (Node::new(1 << 20, 2), Node::new(1 << 20, 1));
+    let mut link = Link::new(&a, &b, 1);
+    link.settle(&a, &b);
+    a.cache.promote(4).unwrap();
+    a.gate.epoch = 4;
+    a.command("set k 0 0 1\r\nv\r\n");
+    let before = link.down.len();
+    link.sender.poll_transmit(&a.ctx(), &mut link.down, 4096);
+    let partition = a.cache.partition_of(b"k") as u8;
+    let lost = SenderEvent::Lost(LinkLost::EpochChanged(partition));
+    assert_eq!(link.sender.poll_event(), Some(lost));
+    assert_eq!(link.down.len(), before, "nothing of it has left");
+}
+
 #[test]
 fn a_newer_link_shuts_the_older_out() {
     let (a, b) = (Node::new(4 << 20, 2), Node::new(4 << 20, 1));

@@ -346,6 +346,15 @@ mod gate {
     }
 
     #[test]
+    fn a_node_that_is_no_master_runs_nothing() {
+        let bench = Bench::new(GateRole::Closed);
+        let mut session = Session::new();
+        let (out, transmit) = bench.talk(&mut session, b"set a 0 0 1\r\n1\r\n");
+        assert_eq!((out, transmit), (vec![], Transmit::Close(CloseReason::NotPrimary)));
+        assert!(bench.cache.lock(b"a").get(bench.now.store).is_none());
+    }
+
+    #[test]
     fn a_late_command_does_not_get_into_a_newer_epoch() {
         let bench = Bench::new(GateRole::MasterSolo);
         let mut session = Session::new();

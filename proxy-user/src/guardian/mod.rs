@@ -13,7 +13,6 @@
 //! is found before the engine starts, and leaves nothing behind. Order of stop: the role is given
 //! away, the engine closes its sockets, then addresses, settings and programs go.
 
-pub mod admin;
 mod demo;
 mod engine;
 mod epoch;

@@ -13,7 +13,6 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant as TokioInstant, MissedTickBehavior, interval, sleep_until};
 
-use super::admin;
 use super::demo::{Demos, Places};
 use super::engine::{Engines, Estate, Next};
 use super::epoch::EpochFile;
@@ -23,7 +22,7 @@ use super::host;
 use super::mailbox::{News, Order, Orders, mailbox};
 use super::role::{Parts, RoleThread};
 use super::start::{self, Listeners, Lock, PairKey};
-use super::status::StatusHandle;
+use super::status::{self, StatusHandle};
 use crate::cli;
 use crate::config::Config;
 use crate::control::message::{Link, ServerState, Snapshot, VERSION};
@@ -295,7 +294,7 @@ impl Main {
                 let stopped = async {
                     stopped.await.ok();
                 };
-                if let Err(error) = admin::serve(listener, status, stopped).await {
+                if let Err(error) = status::serve(listener, status, stopped).await {
                     tracing::error!(%error, "the admin server has ended");
                 }
             })

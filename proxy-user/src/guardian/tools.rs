@@ -92,12 +92,18 @@ fn summary(report: &Value) -> String {
     for vip in report["vips"].as_array().into_iter().flatten() {
         let answers = if vip["answering"] == true { "answered here" } else { "not answered here" };
         let (address, interface) = (plain(&vip["address"]), plain(&vip["interface"]));
-        lines.push(format!("vip {address} on {interface}: {answers}, xdp {}", text("/xdp/mode")));
+        let modes = report["xdp"]["interfaces"].as_array().into_iter().flatten();
+        let mode = modes.filter(|of| plain(&of["interface"]) == interface).map(|of| &of["mode"]);
+        let mode = mode.map(plain).next().unwrap_or("-");
+        lines.push(format!("vip {address} on {interface}: {answers}, xdp {mode}"));
     }
     if report["peer"]["configured"] == true {
         let link = if report["peer"]["connected"] == true { "connected" } else { "not connected" };
         lines.push(format!("peer {}: {}, {link}", text("/peer/name"), text("/peer/state")));
         lines.push(format!("sync: {}", text("/sync/state")));
+    }
+    for alarm in report["alarms"].as_array().into_iter().flatten() {
+        lines.push(format!("ALARM: {}", plain(&alarm["cause"])));
     }
     lines.push(format!(
         "engine: {}, {}, restarted {} times",

@@ -7,7 +7,7 @@
 //! thread of its own writes them ([`writer`]); a terminal that is held must not look like a dead
 //! node. [`RateLimit`] keeps what strangers can cause to one line per reason and interval.
 //!
-//! Not here: the HTTP access log (the engine's), metrics (`guardian::admin`).
+//! Not here: the HTTP access log (the engine's), metrics (`guardian::status`).
 
 mod format;
 mod rate;

@@ -31,12 +31,6 @@ pub enum Output {
         /// After.
         to: State,
     },
-    /// Coupled: the Active Router counts as down and this instance is eligible. Repeated each
-    /// Active-down interval until something is heard or the owner promotes.
-    MayTakeOver {
-        /// How it ended.
-        reason: TakeOver,
-    },
     /// Coupled, in Active: a foreign router outranks us by RFC 9568 §6.4.3. Repeated with each of
     /// its adverts until the owner resigns.
     Superseded {
@@ -100,15 +94,6 @@ pub enum GarpReason {
     SecondMaster,
     /// By [`super::Instance::reassert`].
     Reasserted,
-}
-
-/// How the Active Router ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum TakeOver {
-    /// No advert for the Active-down interval. Silence of VRRP alone is no proof of death.
-    Silence,
-    /// It said priority 0.
-    Resigned,
 }
 
 /// Disagreement that RFC 9568 §7.1 wants logged and otherwise ignored.

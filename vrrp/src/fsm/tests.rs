@@ -121,7 +121,6 @@ impl Bench {
             }
             Output::Garp { reason } => format!("garp {reason:?}"),
             Output::StateChanged { from, to } => format!("{from:?} -> {to:?}"),
-            Output::MayTakeOver { reason } => format!("may take over: {reason:?}"),
             other => format!("{other:?}").split([' ', '{', '(']).next().unwrap().to_owned(),
         };
         outputs.iter().map(name).collect()

@@ -24,12 +24,6 @@ impl IoError {
         Self { action, object: object.into(), source: source.into() }
     }
 
-    /// The system's error.
-    #[must_use]
-    pub const fn source_error(&self) -> &io::Error {
-        &self.source
-    }
-
     /// The system's error number, where there is one.
     #[must_use]
     pub fn errno(&self) -> Option<i32> {

@@ -2,15 +2,18 @@
 //! those that need no rights, then, as root, the others one at a time. The last line is the total,
 //! `N passed, N failed, N skipped`; every skip is listed with its reason.
 
+mod long;
 mod tally;
 
 use std::path::Path;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
 use crate::build_ebpf::{self, toolchain};
 use crate::step::Steps;
+pub(crate) use long::{Long, run as run_long};
 pub(crate) use tally::Tally;
 
 /// What the tests run, and Debian's package of it. Missing ones are installed.
@@ -36,7 +39,9 @@ pub(crate) fn run(mut tally: Tally) -> Result<()> {
     let mut steps = Steps::new(2);
     let may = missing_rights()?;
     programs(&steps, may.is_none())?;
+    let begun = Instant::now();
     let built = build_ebpf::build(&build_ebpf::Options::default());
+    tally.stage("build", begun.elapsed());
     let lacking = match built {
         Err(error) if error.is::<crate::Missing>() => Some(error.to_string()),
         other => other.map(|()| None)?,
@@ -103,6 +108,7 @@ fn cargo_test(arguments: &[&str]) -> Command {
 
 fn unprivileged(steps: &mut Steps, tally: &mut Tally) -> Result<()> {
     let mut command = cargo_test(&["--", "--show-output"]);
+    tally.one_at_a_time(None);
     suite(steps, "tests that need no rights", &mut command, tally)
 }
 
@@ -116,19 +122,22 @@ fn privileged(steps: &mut Steps, tally: &mut Tally) -> Result<()> {
     for name in &others {
         arguments.extend(["--skip", name]);
     }
+    tally.one_at_a_time(Some(Duration::ZERO));
     suite(steps, "tests that need root, one at a time", &mut cargo_test(&arguments), tally)
 }
 
 fn suite(steps: &mut Steps, title: &str, command: &mut Command, tally: &mut Tally) -> Result<()> {
     let failed_before = tally.failed();
+    let (stage, begun) = (title, Instant::now());
     let title = steps.title(title);
     let mut last = String::new();
     let (status, log) = steps.watch(&title, command, |line| {
-        tally.feed(line);
+        tally.feed(line, begun.elapsed());
         if line.starts_with("error") {
             last = line.to_owned();
         }
     })?;
+    tally.stage(stage, begun.elapsed());
     eprintln!("{title}: the whole output is in {}", log.display());
     // Without a failed test, the tests themselves were not built, or one ended the process.
     if !status.success() && tally.failed() == failed_before {

@@ -1,10 +1,16 @@
-//! Reads what `cargo test -- --show-output` prints, and counts.
+//! Reads what `cargo test -- --show-output` prints, and counts. Pure: the caller reads the clock.
+//!
+//! libtest says no times. Where tests run one at a time, a test's time is that between the line of
+//! the one before and its own.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 /// Lines of a failed test's output that are shown again at the end.
 const FAILURE_LINES_MAX: usize = 30;
 const CUT: usize = FAILURE_LINES_MAX + 1;
+/// How many of the slowest tests are named.
+const SLOWEST: usize = 10;
 
 /// A test that did not run, or said that it did nothing.
 #[derive(Debug, PartialEq, Eq)]
@@ -30,11 +36,25 @@ pub(crate) struct Tally {
     /// Tests that passed and yet said SKIPPED, to be counted once.
     said: BTreeSet<String>,
     failures: Vec<String>,
+    /// Tests now run one at a time: since when the present one does.
+    since: Option<Duration>,
+    times: Vec<(Duration, String)>,
+    stages: Vec<(String, Duration)>,
 }
 
 impl Tally {
-    /// One line of output.
-    pub(crate) fn feed(&mut self, line: &str) {
+    /// From now on, at `at`, tests run one at a time, and are timed; or not.
+    pub(crate) fn one_at_a_time(&mut self, at: Option<Duration>) {
+        self.since = at;
+    }
+
+    /// A stage is over, and took so long.
+    pub(crate) fn stage(&mut self, name: &str, time: Duration) {
+        self.stages.push((name.to_owned(), time));
+    }
+
+    /// One line of output, which came at `at`; any clock will do.
+    pub(crate) fn feed(&mut self, line: &str, at: Duration) {
         let text = line.trim();
         if let Some(rest) = text.strip_prefix("Running ") {
             self.suite = suite_name(rest);
@@ -43,7 +63,9 @@ impl Tally {
         } else if let Some(rest) = line.strip_prefix("test result: ") {
             self.result(rest);
         } else if let Some(rest) = line.strip_prefix("test ") {
-            self.outcome(rest);
+            self.outcome(rest, at);
+        } else if line.starts_with("running ") {
+            self.since = self.since.map(|_| at);
         } else if line == "successes:" || line == "failures:" {
             self.in_failures = line == "failures:";
             self.showing = None;
@@ -67,8 +89,14 @@ impl Tally {
     }
 
     /// `name ... ignored, reason`, `name ... FAILED`; others are counted by their suite's result.
-    fn outcome(&mut self, rest: &str) {
+    fn outcome(&mut self, rest: &str, at: Duration) {
         let Some((name, outcome)) = rest.split_once(" ... ") else { return };
+        if let Some(since) = &mut self.since {
+            let time = at.saturating_sub(std::mem::replace(since, at));
+            if !outcome.starts_with("ignored") {
+                self.times.push((time, format!("{}: {name}", self.suite)));
+            }
+        }
         if let Some(reason) = outcome.strip_prefix("ignored") {
             let reason = reason.trim_start_matches(", ").to_owned();
             let test = format!("{}: {name}", self.suite);
@@ -143,8 +171,27 @@ impl Tally {
         (needy.len(), names)
     }
 
-    /// Failures, skips and, last and alone on its line, the total.
+    /// The slowest tests of those that ran one at a time, slowest first.
+    fn slowest(&self) -> Vec<&(Duration, String)> {
+        let mut all: Vec<_> = self.times.iter().collect();
+        all.sort_by_key(|(time, _)| std::cmp::Reverse(*time));
+        all.truncate(SLOWEST);
+        all
+    }
+
+    /// Stages and the slowest tests with their times, failures, skips and, last and alone on its
+    /// line, the total.
     pub(crate) fn print(&self) {
+        let line =
+            |name: &str, time: &Duration| println!("  {:>7.1} s  {name}", time.as_secs_f32());
+        if !self.stages.is_empty() {
+            println!("\nstages:");
+            self.stages.iter().for_each(|(name, time)| line(name, time));
+        }
+        if !self.times.is_empty() {
+            println!("\nslowest of the tests that run one at a time:");
+            self.slowest().iter().for_each(|(time, name)| line(name, time));
+        }
         if !self.failures.is_empty() {
             println!("\nfailures:");
             self.failures.iter().for_each(|line| println!("  {line}"));
@@ -208,7 +255,7 @@ test result: ok. 1 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; fini
 
     fn fed() -> Tally {
         let mut tally = Tally::default();
-        RUN.lines().for_each(|line| tally.feed(line));
+        RUN.lines().for_each(|line| tally.feed(line, Duration::ZERO));
         tally
     }
 
@@ -232,6 +279,29 @@ test result: ok. 1 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; fini
         assert_eq!(tally.skips.last().map(|skip| skip.test.as_str()), Some("cache: soak"));
         tally.skip_waiting("nothing waits any more");
         assert_eq!(tally.skips.len(), 2);
+    }
+
+    #[test]
+    fn tests_that_run_one_at_a_time_are_timed_by_their_lines() {
+        let mut tally = fed();
+        assert!(tally.times.is_empty(), "in parallel a line's time says nothing");
+        let at = Duration::from_millis;
+        tally.one_at_a_time(Some(at(0)));
+        for (ms, line) in [
+            (900, "     Running netns/main.rs (target/debug/deps/netns-0f1e2d)"),
+            (1000, "running 3 tests"),
+            (1200, "test fast ... ok"),
+            (1200, "test off ... ignored, later"),
+            (4200, "test slow ... FAILED"),
+            (4300, "test result: FAILED. 1 passed; 1 failed; 1 ignored; finished in 3.2s"),
+            (9000, "running 1 test"),
+            (9100, "test third ... ok"),
+        ] {
+            tally.feed(line, at(ms));
+        }
+        let slowest: Vec<_> = tally.slowest().into_iter().cloned().collect();
+        let expected = [(3000, "slow"), (200, "fast"), (100, "third")];
+        assert_eq!(slowest, expected.map(|(ms, name)| (at(ms), format!("netns: {name}"))));
     }
 
     #[test]

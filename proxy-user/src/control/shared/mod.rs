@@ -315,11 +315,6 @@ impl WorkerPage {
         self.set(counter, self.get(counter).wrapping_add(n));
     }
 
-    /// Takes from a gauge.
-    pub fn sub(&self, counter: Counter, n: u64) {
-        self.set(counter, self.get(counter).wrapping_sub(n));
-    }
-
     /// Sets a gauge.
     pub fn set(&self, counter: Counter, value: u64) {
         if let Some(cell) = self.0.counters.get(counter as usize) {

@@ -22,7 +22,7 @@ use super::fault::Fault;
 use super::mailbox::{Inbox, News, NewsSender, Order, Orders};
 use super::peer::{Input, Introduction, PeerLink};
 use super::start::PeerSockets;
-use super::status::{PeerFacts, StatusHandle};
+use super::status::{PeerFacts, RefusedAdverts, StatusHandle};
 use crate::config::{Config, Side};
 use crate::control::channel::{ChannelError, GuardianEnd};
 use crate::control::counters::Counter;
@@ -105,6 +105,7 @@ struct Role {
     clock: (u64, Instant),
     status: StatusHandle,
     status_at: Instant,
+    refused: RefusedAdverts,
     resigning: bool,
     done: bool,
 }
@@ -175,6 +176,7 @@ impl Role {
             clock,
             status,
             status_at: now,
+            refused: RefusedAdverts::default(),
             resigning: false,
             done: false,
         };
@@ -371,6 +373,11 @@ impl Role {
         self.status_at = now + STATUS_EVERY;
         if let Some(counters) = self.wire.counters() {
             self.status.frames(counters);
+        }
+        let counters = || self.node.vrrp().iter().map(vrrp::Instance::counters);
+        counters().enumerate().for_each(|(vip, counters)| self.status.adverts(vip, counters));
+        if let Some(text) = self.refused.turn(now, counters()) {
+            tracing::warn!("{text}");
         }
         let Some(link) = &self.link else { return };
         let stats = link.stats();

@@ -1,5 +1,10 @@
 //! What the setters say is what the status shows.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use serde_json::{Value, json};
+
+use super::handle::EVENTS_MAX;
 use super::*;
 use crate::config::Config;
 use crate::control::counters::Counter;
@@ -12,6 +17,10 @@ fn handle() -> StatusHandle {
     StatusHandle::new(&Config::single(&["127.0.0.1:8081".parse().unwrap()]), page)
 }
 
+fn at(handle: &StatusHandle, pointer: &str) -> Value {
+    handle.json().unwrap().pointer(pointer).unwrap_or_else(|| panic!("no {pointer}")).clone()
+}
+
 #[test]
 fn engine_and_role() {
     let handle = handle();
@@ -22,35 +31,45 @@ fn engine_and_role() {
     assert_eq!(handle.health(), Health::Boot);
     handle.page().set_role(State::MasterSolo, 2);
     handle.role_changed(State::MasterSolo, "single");
-    let status = handle.read();
-    assert_eq!(status.health, Health::Serving);
-    assert_eq!(
-        (status.role.state, status.role.epoch, status.role.cause),
-        ("MASTER_SOLO", 2, "single")
-    );
-    assert_eq!((status.engine.pid, status.engine.restarts), (Some(77), 0));
-    assert_eq!(status.engine.io, Io { backend: "epoll".into(), reason: "EPERM: no".into() });
-    assert_eq!(status.sync.state, "single");
-    assert!(status.sync.unprotected_seconds < f64::EPSILON, "a single node has nothing to protect");
+    for (pointer, expected) in [
+        ("/health", json!("serving")),
+        ("/role", json!("MASTER_SOLO")),
+        ("/epoch", json!(2)),
+        ("/cause", json!("single")),
+        ("/changes", json!(1)),
+        ("/engine/pid", json!(77)),
+        ("/engine/restarts", json!(0)),
+        ("/engine/io", json!({ "backend": "epoll", "reason": "EPERM: no" })),
+        ("/sync/state", json!("single")),
+        ("/sync/unprotected_seconds", json!(0.0)),
+    ] {
+        assert_eq!(at(&handle, pointer), expected, "{pointer}");
+    }
     handle.engine_ended("signal 9");
     handle.engine_started(78);
-    let engine = handle.read().engine;
-    assert_eq!((engine.state, engine.pid, engine.restarts), ("starting", Some(78), 1));
-    assert_eq!(engine.last_end.as_deref(), Some("signal 9"));
+    let engine = at(&handle, "/engine");
+    assert_eq!(engine["state"], "starting");
+    assert_eq!((engine["pid"].as_u64(), engine["restarts"].as_u64()), (Some(78), Some(1)));
+    assert_eq!(engine["last_end"], "signal 9");
 }
 
 #[test]
 fn servers() {
     let handle = handle();
-    let server = |handle: &StatusHandle| handle.read().backends[0].servers[0].clone();
-    assert!(server(&handle).up);
+    let server = |handle: &StatusHandle| at(handle, "/backends/0/servers/0");
+    assert_eq!(server(&handle)["up"], true);
     handle.checked(0, 0, Check::Failed(libc::ECONNREFUSED), false, 2);
     let down = server(&handle);
-    assert!(!down.up && down.fails == 2 && down.reason.contains("refused"), "{down:?}");
+    assert!(down["up"] == false && down["fails"] == 2, "{down}");
+    assert!(down["reason"].as_str().unwrap().contains("refused"), "{down}");
     handle.checked(0, 0, Check::Passed, true, 0);
-    assert_eq!(server(&handle).reason, "");
+    assert_eq!(server(&handle)["reason"], "");
     handle.passive(BackendEvent { upstream: 0, server: 0, out: true });
-    assert!(!server(&handle).up && server(&handle).removed);
+    let out = server(&handle);
+    assert!(out["up"] == false && out["removed"] == true, "{out}");
+    assert_eq!(out["reason"], "requests failed");
+    handle.engine_ended("signal 9");
+    assert_eq!(server(&handle)["up"], true, "what an engine thought ends with it");
     handle.passive(BackendEvent { upstream: 0, server: 9, out: true });
 }
 
@@ -62,10 +81,9 @@ fn numbers_of_the_page() {
     worker.add(Counter::CacheHits, 3);
     worker.refuse(crate::http::Reason::NoRoute);
     worker.set_held_since(Some(1));
-    let status = handle.read();
-    assert_eq!(status.cache.unwrap().misses, 2);
-    assert_eq!(status.http.refusals.into_iter().collect::<Vec<_>>(), [("no_route", 1)]);
-    assert!(status.sync.oldest_held_ms.unwrap() > 0.0);
+    assert_eq!(at(&handle, "/cache/misses"), 2);
+    assert_eq!(at(&handle, "/http/refusals"), json!({ "no_route": 1 }), "only those that occurred");
+    assert!(at(&handle, "/sync/oldest_held_ms").as_f64().unwrap() > 0.0);
 }
 
 #[test]
@@ -74,7 +92,51 @@ fn events_are_bounded() {
     for number in 0..EVENTS_MAX + 5 {
         handle.event(&format!("event {number} {}", "x".repeat(1000)));
     }
-    let events = handle.read().events;
-    assert_eq!(events.len(), EVENTS_MAX);
-    assert!(events[0].text.starts_with("event 24 ") && events[0].text.len() <= 300);
+    let events = at(&handle, "/events");
+    assert_eq!(events.as_array().unwrap().len(), EVENTS_MAX);
+    let newest = events[0]["text"].as_str().unwrap();
+    assert!(newest.starts_with("event 24 ") && newest.len() <= 300);
+}
+
+#[test]
+fn an_alarm_is_there_while_it_lasts() {
+    let handle = handle();
+    assert!(handle.alarm("peer_key", true));
+    assert!(!handle.alarm("peer_key", true), "no news");
+    assert!(handle.alarm("disk_hung", true));
+    assert_eq!(at(&handle, "/alarms/0/cause"), "peer_key");
+    assert!(at(&handle, "/alarms/0/since_unix_ms").as_u64().unwrap() > 0);
+    assert!(handle.alarm("peer_key", false));
+    assert!(!handle.alarm("peer_key", false));
+    assert_eq!(at(&handle, "/alarms/0/cause"), "disk_hung");
+    assert_eq!(at(&handle, "/alarms").as_array().unwrap().len(), 1);
+}
+
+/// Setters from several threads beside a reader: none is lost, and no moment is torn.
+#[test]
+fn writers_and_readers_together() {
+    let (handle, done) = (handle(), AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                let json = handle.json().unwrap();
+                let server = &json["backends"][0]["servers"][0];
+                let removed = server["removed"] == true;
+                assert_eq!(server["up"] == true, !removed && server["fails"] == 0, "{server}");
+            }
+        });
+        let checks = scope.spawn(|| {
+            for fails in 0..2000 {
+                let fails = fails % 2;
+                handle.checked(0, 0, Check::TimedOut, fails == 0, fails);
+            }
+        });
+        for number in 0..2000 {
+            handle.passive(BackendEvent { upstream: 0, server: 0, out: number % 2 == 0 });
+        }
+        checks.join().unwrap();
+        done.store(true, Ordering::Relaxed);
+    });
+    let server = at(&handle, "/backends/0/servers/0");
+    assert!(server["removed"] == false && server["fails"] == 1, "{server}");
 }

@@ -9,13 +9,6 @@ fn backup() -> Bench {
     Bench::started(config(Mode::Coupled { peer: Some(ip(PEER)) }))
 }
 
-fn eligible() -> Bench {
-    let mut bench = backup();
-    bench.instance.set_eligible(true);
-    assert_eq!(bench.drain(), []);
-    bench
-}
-
 fn active() -> Bench {
     let mut bench = backup();
     bench.instance.promote(bench.now);
@@ -32,43 +25,21 @@ fn startup_is_always_backup() {
 }
 
 #[test]
-fn silence_is_reported_to_the_owner_and_again_each_down_interval() {
-    let mut bench = eligible();
-    says!(bench.pass(us(DOWN_US)) => []);
-    says!(bench.pass(us(1)) => ["may take over: Silence"]);
+fn silence_is_no_promotion() {
+    let mut bench = backup();
+    bench.hear(PEER, 100);
+    says!(bench.pass(us(5 * DOWN_US)) => []);
     assert_eq!(bench.instance.state(), State::Backup);
-    says!(bench.pass(us(DOWN_US + 1)) => ["may take over: Silence"]);
+    assert_eq!(bench.instance.active_router(), None);
     bench.instance.promote(bench.now);
     says!(bench.drain() => ["Backup -> Active", "advert 100 Promoted", "garp Promoted"]);
     assert_eq!(bench.pass(ms(1000)).len(), 10, "adverts only");
 }
 
 #[test]
-fn an_ineligible_instance_says_nothing_until_it_becomes_eligible() {
-    let mut bench = backup();
-    says!(bench.pass(us(5 * DOWN_US)) => []);
-    bench.instance.set_eligible(true);
-    says!(bench.drain() => ["may take over: Silence"]);
-    bench.instance.set_eligible(true);
-    says!(bench.drain() => []);
-    bench.instance.set_eligible(false);
-    says!(bench.pass(us(5 * DOWN_US)) => []);
-}
-
-#[test]
-fn contact_ends_the_silence() {
-    let mut bench = backup();
-    bench.pass(us(5 * DOWN_US));
-    says!(bench.hear(PEER, 100) => ["PeerContact"]);
-    bench.instance.set_eligible(true);
-    says!(bench.drain() => []);
-    says!(bench.pass(us(DOWN_US + 1)) => ["may take over: Silence"]);
-}
-
-#[test]
 fn no_priority_is_preempted() {
     for priority in [1, 100, 255] {
-        let mut bench = eligible();
+        let mut bench = backup();
         for _ in 0..20 {
             says!(bench.hear(PEER, priority) => ["PeerContact"]);
             says!(bench.pass(ms(300)) => []);
@@ -77,36 +48,32 @@ fn no_priority_is_preempted() {
 }
 
 #[test]
-fn the_peers_resignation_is_said_at_once_and_counts_after_the_skew() {
-    let mut bench = eligible();
+fn the_peers_resignation_is_said_at_once() {
+    let mut bench = backup();
     bench.hear(PEER, 100);
     says!(bench.hear(PEER, 0) => ["PeerResigned"]);
-    says!(bench.pass(us(SKEW_US)) => []);
-    says!(bench.pass(us(1)) => ["may take over: Resigned"]);
-    // and an instance that becomes eligible later is told so too
-    let mut bench = backup();
-    bench.hear(PEER, 0);
-    bench.drain();
-    bench.instance.set_eligible(true);
-    says!(bench.drain() => ["may take over: Resigned"]);
+    assert!(bench.left().unwrap() <= us(SKEW_US + 1));
+    assert_eq!(bench.instance.active_router(), None);
+    says!(bench.pass(us(5 * DOWN_US)) => []);
 }
 
 #[test]
 fn a_strangers_resignation_does_not_speak_for_the_peer() {
-    let mut bench = eligible();
+    let mut bench = backup();
     bench.hear(PEER, 100);
     let before = bench.left();
     says!(bench.hear(STRANGER, 0) => []);
     assert_eq!(bench.left(), before);
+    assert_eq!(bench.instance.active_router(), Some(ip(PEER)));
     // but where the stranger was the master, it does
     bench.hear(STRANGER, 200);
     bench.hear(STRANGER, 0);
-    says!(bench.pass(us(SKEW_US + 1)) => ["may take over: Resigned"]);
+    assert!(bench.left().unwrap() <= us(SKEW_US + 1));
 }
 
 #[test]
 fn a_foreign_master_is_reported_once() {
-    let mut bench = eligible();
+    let mut bench = backup();
     says!(bench.hear(STRANGER, 1) => ["ForeignMaster"]);
     says!(bench.hear(STRANGER, 1) => []);
     says!(bench.hear(PEER, 100) => ["PeerContact"]);
@@ -182,7 +149,6 @@ fn the_peers_address_may_be_learned_later() {
     // a plain instance has no peer
     let mut plain = Bench::started(config(Mode::Plain { preempt: true }));
     plain.instance.set_peer(Some(ip(PEER)));
-    plain.instance.set_eligible(true);
     assert_eq!(plain.instance.config().mode, Mode::Plain { preempt: true });
     plain.pass(ms(400));
     assert_eq!(plain.instance.state(), State::Active);

@@ -10,7 +10,7 @@ use crate::control::counters::{Counter, Kind};
 use crate::control::message::{Hello, StoreReport};
 use crate::control::role::State as Role;
 use crate::control::shared::{Held, Seat, SharedPage};
-use crate::guardian::status::{Check, PeerFacts};
+use crate::guardian::status::{Age, Check, DiskFacts, Ears, PeerFacts, SegmentFacts, WitnessFacts};
 use crate::guardian::steering::{AttachReport, Attached};
 use crate::http::Reason;
 
@@ -82,6 +82,23 @@ fn fill(status: &StatusHandle) {
         refused_reason: Some(format!("wrong key {EVIL}")),
         datagrams_refused: 5,
     });
+    status
+        .path(0, Ears { ears: "whole", heard_of_us_ms: Some(Age::from(Duration::from_millis(4))) });
+    status.segment(0, SegmentFacts { reached: Some(true), askable: true, probes: 40, answers: 39 });
+    status.disk(DiskFacts { state: "ok", reserved: 100, left: Some(16_000), failures: 1 });
+    status.witness(WitnessFacts {
+        configured: true,
+        state: "granted",
+        generation: Some(7),
+        holder: Some(EVIL.into()),
+        epoch: Some(6),
+        asked: 9,
+        unanswered: 1,
+    });
+    let mut counters = vrrp::Counters { sent: 600, received: 2, ..vrrp::Counters::default() };
+    counters.refused[6] = 3;
+    status.adverts(0, &counters);
+    assert!(status.alarm("peer_key", true));
     status.checked(0, 1, Check::Failed(libc::ECONNREFUSED), false, 7);
     status.event(&format!("role SYNCED to MASTER_SOLO: {EVIL}"));
     for index in 0..2 {
@@ -133,7 +150,9 @@ fn the_page_is_whole_and_escaped() {
     serving(&status, |address| {
         let (code, head, body) = get_path(address, "/");
         assert_eq!(code, 200);
-        for shown in ["MASTER", "192.0.2.100", "tomcat1", "4242", "connected", "in sync"] {
+        for shown in
+            ["MASTER", "192.0.2.100", "tomcat1", "4242", "connected", "in sync", "peer_key"]
+        {
             assert!(body.contains(shown), "{shown} is missing in {body}");
         }
         assert!(!body.contains("alert('x')"), "a stranger's markup came through");
@@ -340,6 +359,12 @@ fn complete(text: &str) {
         "tandem_vip_answering{address=\"192.0.2.100\",interface=\"eth1\"} 1",
         "tandem_backend_up{upstream=\"tomcat\",server=\"127.0.0.1:8081\"} 0",
         "tandem_in_sync 1",
+        "tandem_engine_up 1",
+        "tandem_alarm{cause=\"peer_key\"} 1",
+        "tandem_peer_rtt_seconds{path=\"192.0.2.2:7700\"} 0.00018",
+        "tandem_peer_heard_of_us_seconds{path=\"192.0.2.2:7700\"} 0.004",
+        "tandem_witness_granted 1",
+        "tandem_disk_ok 1",
         "tandem_serving 1",
     ] {
         assert!(text.lines().any(|of| of == line), "no {line} in {text}");
@@ -356,7 +381,8 @@ fn a_single_node_has_a_page_too() {
         let (code, _, body) = get_path(address, "/");
         assert!(code == 200 && body.contains("single node") && body.contains("No peer"), "{body}");
         let (code, _, metrics) = get_path(address, "/metrics");
-        assert!(code == 200 && !metrics.contains("tandem_peer"));
+        assert!(code == 200 && !metrics.contains("tandem_peer"), "{metrics}");
+        assert!(!metrics.contains("tandem_witness") && !metrics.contains("tandem_disk_ok"));
     });
 }
 
@@ -374,4 +400,58 @@ fn stop_does_not_wait_for_idle_clients() {
     });
     let took = begun.unwrap().elapsed();
     assert!(took < Duration::from_secs(5), "{took:?}");
+}
+
+/// Every name that others build on: paths of `/status.json`, samples of `/metrics` with the names
+/// of their labels. A name once given stays; a new one is a new line of `names.txt`.
+#[test]
+fn public_names_are_the_ones_written_down() {
+    let (status, _seat) = pair();
+    fill(&status);
+    let mut names = BTreeSet::new();
+    serving(&status, |address| {
+        let json = get_path(address, "/status.json").2;
+        json_names("json ", &serde_json::from_str(&json).unwrap(), &mut names);
+        for line in get_path(address, "/metrics").2.lines().filter(|line| !line.starts_with('#')) {
+            let (name, labels, _) = sample(line);
+            names.insert(format!("metric {name}{{{}}}", label_names(labels).join(",")));
+        }
+    });
+    let pinned: BTreeSet<String> = include_str!("names.txt").lines().map(str::to_owned).collect();
+    let gone: Vec<_> = pinned.difference(&names).collect();
+    let new: Vec<_> = names.difference(&pinned).collect();
+    assert!(gone.is_empty() && new.is_empty(), "gone: {gone:#?}\nnew: {new:#?}");
+}
+
+fn json_names(path: &str, value: &serde_json::Value, names: &mut BTreeSet<String>) {
+    match value {
+        serde_json::Value::Object(fields) => {
+            for (name, value) in fields {
+                json_names(&format!("{path}/{name}"), value, names);
+            }
+        }
+        serde_json::Value::Array(items) => {
+            for item in items {
+                json_names(&format!("{path}/*"), item, names);
+            }
+        }
+        _ => {
+            names.insert(path.to_owned());
+        }
+    }
+}
+
+fn label_names(labels: &str) -> Vec<&str> {
+    let (mut names, mut rest) = (Vec::new(), labels);
+    while let Some((name, value)) = rest.split_once("=\"") {
+        names.push(name.trim_start_matches(','));
+        let mut escaped = false;
+        let end = value.find(|c| {
+            let end = c == '"' && !escaped;
+            escaped = c == '\\' && !escaped;
+            end
+        });
+        rest = &value[end.unwrap() + 1..];
+    }
+    names
 }

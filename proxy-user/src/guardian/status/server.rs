@@ -1,15 +1,11 @@
 //! The admin server: status page, `/status.json`, `/metrics` (OpenMetrics text), `/healthz`.
 //!
-//! It only reads: GET and HEAD, one answer made from one [`Status`](super::status::Status). It has
-//! no login, so it listens on the loopback address unless told otherwise. It runs on the guardian's
+//! It only reads: GET and HEAD, one answer made from one reading of the facts. It has no login, so
+//! it listens on the loopback address unless told otherwise. It runs on the guardian's
 //! single-threaded runtime, beside the main thread's other tasks; the role thread never waits for
-//! it. Its clients are strangers: at most [`connection::CONNECTIONS_MAX`] at one time, each with
-//! bounded requests and bounded patience.
+//! it. Its clients are strangers: at most [`CONNECTIONS_MAX`](super::connection::CONNECTIONS_MAX)
+//! at one time, each with bounded requests and bounded patience.
 
-mod connection;
-mod html;
-mod metrics;
-mod page;
 #[cfg(test)]
 mod tests;
 
@@ -26,7 +22,9 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, get};
 use prometheus_client::registry::Registry;
 
-use super::status::{Health, StatusHandle};
+use super::facts::Health;
+use super::handle::StatusHandle;
+use super::{connection, metrics, page};
 
 /// Media type of `/metrics`.
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";

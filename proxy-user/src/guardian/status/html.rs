@@ -24,22 +24,6 @@ impl Html {
         self
     }
 
-    /// A named value.
-    pub(super) fn row(&mut self, name: &'static str, value: impl Display) -> &mut Self {
-        self.raw("<dt>").text(name).raw("</dt><dd>").text(value).raw("</dd>")
-    }
-
-    /// As [`Self::row`], coloured: `good`, `warn`, `bad` or empty.
-    pub(super) fn row_in(
-        &mut self,
-        colour: &'static str,
-        name: &'static str,
-        value: impl Display,
-    ) -> &mut Self {
-        self.raw("<dt>").text(name).raw("</dt><dd class=\"").raw(colour).raw("\">");
-        self.text(value).raw("</dd>")
-    }
-
     pub(super) fn finish(self) -> String {
         self.0
     }
@@ -114,9 +98,8 @@ mod tests {
     #[test]
     fn escaped() {
         let mut html = Html::default();
-        html.raw("<b title=\"").text("\"'><script>&\0").raw("\">").row("name", "<i>");
-        let expected = "<b title=\"&quot;&#39;&gt;&lt;script&gt;&amp;\u{fffd}\">\
-            <dt>name</dt><dd>&lt;i&gt;</dd>";
+        html.raw("<b title=\"").text("\"'><script>&\0").raw("\">");
+        let expected = "<b title=\"&quot;&#39;&gt;&lt;script&gt;&amp;\u{fffd}\">";
         assert_eq!(html.finish(), expected);
     }
 
