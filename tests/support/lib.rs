@@ -7,9 +7,13 @@
 pub mod clients;
 pub mod ethtool;
 pub mod eventually;
+pub mod filter;
 pub mod netns;
 pub mod probe;
 pub mod process;
+mod switch;
 pub mod topology;
+pub mod watch;
+pub mod wire;
 
 pub use eventually::eventually;

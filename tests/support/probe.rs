@@ -57,15 +57,21 @@ impl Gap {
     }
 }
 
-/// A probe thread; [`Probe::stop`] gives what it saw.
+/// A probe thread; [`Probe::stop`] gives what it saw. Dropped, it ends too, soon and unheard.
 #[derive(Debug)]
 pub struct Probe<T> {
     stop: Arc<AtomicBool>,
-    thread: JoinHandle<Result<T>>,
+    thread: Option<JoinHandle<Result<T>>>,
+}
+
+impl<T> Drop for Probe<T> {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
 }
 
 impl<T: Send + 'static> Probe<T> {
-    fn start(
+    pub(crate) fn start(
         namespace: &str,
         body: impl FnOnce(&AtomicBool) -> Result<T> + Send + 'static,
     ) -> Self {
@@ -75,16 +81,17 @@ impl<T: Send + 'static> Probe<T> {
             netns::enter(&namespace)?;
             body(&flag)
         });
-        Self { stop, thread }
+        Self { stop, thread: Some(thread) }
     }
 
     /// Ends the probe.
     ///
     /// # Errors
     /// What ended it early.
-    pub fn stop(self) -> Result<T> {
+    pub fn stop(mut self) -> Result<T> {
         self.stop.store(true, Ordering::Relaxed);
-        self.thread.join().map_err(|_panic| anyhow!("a probe thread panicked"))?
+        let thread = self.thread.take().context("a probe is stopped once")?;
+        thread.join().map_err(|_panic| anyhow!("a probe thread panicked"))?
     }
 }
 
