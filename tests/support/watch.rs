@@ -11,7 +11,9 @@ use crate::topology::{CLIENT, Pair, Side, VIP};
 use crate::wire::{Answers, Mac, asker, mac};
 
 const ECHO: u16 = 7007;
-const KEYS: usize = 200;
+/// So many that no key comes round again within the seconds of an event: a write that was
+/// answered and then lost is not hidden by the next one.
+const KEYS: usize = 250_000;
 
 /// What runs while a fault is played. Each part is stopped by [`Watch::stop`].
 #[derive(Debug)]
@@ -33,7 +35,7 @@ pub struct Seen {
     pub udp: Outage,
     /// By the writer.
     pub written: Written,
-    /// Answered writes that are gone, all keys read back from the address.
+    /// Keys whose answered write is gone, all read back from the address at the end.
     pub lost: u64,
     /// Who answered ARP for the address.
     pub answers: Answers,
@@ -89,7 +91,7 @@ impl Watch {
         }
         served?;
         let mut reader = pair.memcached(&pair.client, VIP)?;
-        let lost = written.lost(|key| reader.get(key))?;
+        let lost = written.lost_at(&mut reader)?;
         ensure!(udp.successes > 0, "the UDP probe never worked");
         let promotions =
             Side::ALL.map(|side| pair.promotions(side) - self.promotions[side as usize]);
