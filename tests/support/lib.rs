@@ -11,6 +11,8 @@ pub mod filter;
 pub mod netns;
 pub mod probe;
 pub mod process;
+pub mod random;
+pub mod stranger;
 mod switch;
 pub mod topology;
 pub mod watch;
