@@ -10,6 +10,7 @@
 //! ```
 //! A cut switches a bridge port to the STP state "disabled": frames vanish and the carrier stays,
 //! as when a switch between the two dies. `carrier` takes the port down, as a pulled cable.
+//! [`crate::filter`] drops one way, one port or one protocol.
 
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -103,12 +104,14 @@ pub struct Options {
 }
 
 impl Default for Options {
+    /// `$TEST_XDP` and `$TEST_IO` stand for `auto`, so that any test can be run in another mode.
     fn default() -> Self {
+        let or_auto = |name| std::env::var(name).unwrap_or_else(|_unset| "auto".to_owned());
         Self {
-            xdp: "auto".into(),
+            xdp: or_auto("TEST_XDP"),
             ack: "replicated".into(),
             memory: "64MiB".into(),
-            io: "auto".into(),
+            io: or_auto("TEST_IO"),
             node_extra: String::new(),
             demo: false,
         }
