@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use tests::eventually::INTERRUPTED;
+use tests::filter::{Network, Rule, Way, What};
 use tests::netns::run;
 use tests::topology::{Pair, Side, VIP};
 
@@ -81,7 +82,8 @@ fn welcome(pair: &Pair, master: Side) -> String {
          \x20 ip netns exec {a} curl -s http://127.0.0.1:9900/status.json\n\
          \x20 ip netns exec {b} curl -s http://127.0.0.1:9900/status.json\n\
          from another terminal:\n\
-         \x20 ./run lab status | kill-engine a | kill-guardian a | kill-node a | cut a | return a\n\
+         \x20 ./run lab status | kill-engine a | kill-guardian a | kill-node a | cut a | deaf a | \
+         mute a | filter a | return a\n\
          logs: {} and {}",
         master.name(),
         pair.log_path(Side::A).display(),
@@ -112,7 +114,11 @@ fn obey(pair: &mut Pair, line: &str) -> Result<String> {
         "kill-guardian" => pair.kill_guardian(side)?,
         "kill-node" => pair.kill_node(side)?,
         "cut" => pair.cut(side)?,
+        "deaf" => pair.filter(&Rule::silence(side, Way::In, &[Network::Lan]))?,
+        "mute" => pair.filter(&Rule::silence(side, Way::Out, &[Network::Lan]))?,
+        "filter" => pair.filter(&Rule::everywhere(side, What::Port(7700)))?,
         "return" => {
+            pair.filter(&[])?;
             pair.heal(side)?;
             if !pair.is_running(side) {
                 pair.start(side)?;

@@ -48,6 +48,12 @@ enum Verb {
     KillNode { node: Side },
     /// Cut a node off both networks, its carrier stays up.
     Cut { node: Side },
+    /// What a node should receive on the LAN vanishes, ARP too, its carrier stays up.
+    Deaf { node: Side },
+    /// What a node sends on the LAN vanishes, ARP too, its carrier stays up.
+    Mute { node: Side },
+    /// The guardians' port 7700 is filtered on every path of a node; all else passes.
+    Filter { node: Side },
     /// Mend a node's networks, and start it again if it was killed.
     Return { node: Side },
     /// Roles of both nodes of the running lab.
@@ -109,6 +115,9 @@ fn obey(arguments: &Arguments) -> Result<()> {
         }
         Some(Verb::KillNode { node }) => control::order(&format!("kill-node {}", node.name())),
         Some(Verb::Cut { node }) => control::order(&format!("cut {}", node.name())),
+        Some(Verb::Deaf { node }) => control::order(&format!("deaf {}", node.name())),
+        Some(Verb::Mute { node }) => control::order(&format!("mute {}", node.name())),
+        Some(Verb::Filter { node }) => control::order(&format!("filter {}", node.name())),
         Some(Verb::Return { node }) => control::order(&format!("return {}", node.name())),
     }
 }

@@ -64,6 +64,21 @@ impl Memcached {
     /// On I/O or an answer that is neither.
     pub fn get(&mut self, key: &str) -> Result<Option<Vec<u8>>> {
         self.send(format!("get {key}\r\n").as_bytes())?;
+        self.got(key)
+    }
+
+    /// `get` of many keys, one command each, all sent before the first answer is read.
+    ///
+    /// # Errors
+    /// As of [`Memcached::get`].
+    pub fn get_all(&mut self, keys: &[String]) -> Result<Vec<Option<Vec<u8>>>> {
+        let commands: String = keys.iter().map(|key| format!("get {key}\r\n")).collect();
+        self.send(commands.as_bytes())?;
+        keys.iter().map(|key| self.got(key)).collect()
+    }
+
+    /// The answer to `get key`.
+    fn got(&mut self, key: &str) -> Result<Option<Vec<u8>>> {
         let head = self.line()?;
         if head == "END" {
             return Ok(None);

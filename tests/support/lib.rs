@@ -7,9 +7,15 @@
 pub mod clients;
 pub mod ethtool;
 pub mod eventually;
+pub mod filter;
 pub mod netns;
 pub mod probe;
 pub mod process;
+pub mod random;
+pub mod stranger;
+mod switch;
 pub mod topology;
+pub mod watch;
+pub mod wire;
 
 pub use eventually::eventually;

@@ -57,15 +57,21 @@ impl Gap {
     }
 }
 
-/// A probe thread; [`Probe::stop`] gives what it saw.
+/// A probe thread; [`Probe::stop`] gives what it saw. Dropped, it ends too, soon and unheard.
 #[derive(Debug)]
 pub struct Probe<T> {
     stop: Arc<AtomicBool>,
-    thread: JoinHandle<Result<T>>,
+    thread: Option<JoinHandle<Result<T>>>,
+}
+
+impl<T> Drop for Probe<T> {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
 }
 
 impl<T: Send + 'static> Probe<T> {
-    fn start(
+    pub(crate) fn start(
         namespace: &str,
         body: impl FnOnce(&AtomicBool) -> Result<T> + Send + 'static,
     ) -> Self {
@@ -75,16 +81,17 @@ impl<T: Send + 'static> Probe<T> {
             netns::enter(&namespace)?;
             body(&flag)
         });
-        Self { stop, thread }
+        Self { stop, thread: Some(thread) }
     }
 
     /// Ends the probe.
     ///
     /// # Errors
     /// What ended it early.
-    pub fn stop(self) -> Result<T> {
+    pub fn stop(mut self) -> Result<T> {
         self.stop.store(true, Ordering::Relaxed);
-        self.thread.join().map_err(|_panic| anyhow!("a probe thread panicked"))?
+        let thread = self.thread.take().context("a probe is stopped once")?;
+        thread.join().map_err(|_panic| anyhow!("a probe thread panicked"))?
     }
 }
 
@@ -176,6 +183,8 @@ pub struct Written {
     pub answered: Vec<Option<u64>>,
     /// For each key, the last value that was sent.
     pub sent: Vec<u64>,
+    /// Lost keys that were printed.
+    told: std::cell::Cell<u32>,
 }
 
 impl Written {
@@ -185,19 +194,56 @@ impl Written {
     /// As of `read`.
     pub fn lost(&self, mut read: impl FnMut(&str) -> Result<Option<Vec<u8>>>) -> Result<u64> {
         let mut lost = 0;
-        for (index, answered) in self.answered.iter().enumerate() {
-            let Some(answered) = answered else { continue };
-            let value = read(&key(index))?;
-            let held = value.and_then(|bytes| String::from_utf8(bytes).ok()?.parse::<u64>().ok());
-            let sent = self.sent.get(index).copied().unwrap_or(0);
-            if held.is_none_or(|held| held < *answered || held > sent) {
-                eprintln!("{}: answered {answered}, sent {sent}, found {held:?}", key(index));
-                lost += 1;
+        for index in 0..self.answered.len() {
+            if self.is_answered(index) {
+                lost += u64::from(self.is_lost(index, read(&key(index))?));
             }
         }
         Ok(lost)
     }
+
+    /// The same over one connection, many keys at a time.
+    ///
+    /// # Errors
+    /// When the connection fails.
+    pub fn lost_at(&self, client: &mut Memcached) -> Result<u64> {
+        let answered: Vec<usize> =
+            (0..self.answered.len()).filter(|index| self.is_answered(*index)).collect();
+        let mut lost = 0;
+        for some in answered.chunks(100) {
+            let keys: Vec<String> = some.iter().map(|index| key(*index)).collect();
+            let values = client.get_all(&keys)?;
+            let gone = some
+                .iter()
+                .zip(values)
+                .filter(|(index, value)| self.is_lost(**index, value.clone()));
+            lost += gone.count() as u64;
+        }
+        Ok(lost)
+    }
+
+    fn is_answered(&self, index: usize) -> bool {
+        self.answered.get(index).is_some_and(Option::is_some)
+    }
+
+    fn is_lost(&self, index: usize, value: Option<Vec<u8>>) -> bool {
+        let answered = self.answered.get(index).copied().flatten().unwrap_or(0);
+        let sent = self.sent.get(index).copied().unwrap_or(0);
+        let held = value.and_then(|bytes| String::from_utf8(bytes).ok()?.parse::<u64>().ok());
+        let lost = held.is_none_or(|held| held < answered || held > sent);
+        if lost {
+            let told = self.told.get();
+            if told < LOST_TOLD_MAX {
+                eprintln!("{}: answered {answered}, sent {sent}, found {held:?}", key(index));
+            }
+            self.told.set(told + 1);
+        }
+        lost
+    }
 }
+
+/// Lost keys that are printed each; what is more is only counted.
+const LOST_TOLD_MAX: u32 = 5;
 
 fn key(index: usize) -> String {
     format!("lab:{index}")

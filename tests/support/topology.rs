@@ -10,6 +10,7 @@
 //! ```
 //! A cut switches a bridge port to the STP state "disabled": frames vanish and the carrier stays,
 //! as when a switch between the two dies. `carrier` takes the port down, as a pulled cable.
+//! [`crate::filter`] drops one way, one port or one protocol.
 
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -22,8 +23,10 @@ use nix::unistd::Pid;
 use tempfile::TempDir;
 
 use crate::clients::{Memcached, http_get};
+use crate::filter::Network;
 use crate::netns::{Namespace, run};
 use crate::process::{self, Process, child_running, tail};
+use crate::switch::Switch;
 use crate::{ethtool, eventually};
 
 /// The address that moves.
@@ -101,12 +104,14 @@ pub struct Options {
 }
 
 impl Default for Options {
+    /// `$TEST_XDP` and `$TEST_IO` stand for `auto`, so that any test can be run in another mode.
     fn default() -> Self {
+        let or_auto = |name| std::env::var(name).unwrap_or_else(|_unset| "auto".to_owned());
         Self {
-            xdp: "auto".into(),
+            xdp: or_auto("TEST_XDP"),
             ack: "replicated".into(),
             memory: "64MiB".into(),
-            io: "auto".into(),
+            io: or_auto("TEST_IO"),
             node_extra: String::new(),
             demo: false,
         }
@@ -125,6 +130,8 @@ pub struct Pair {
     pub client: Namespace,
     lan: Namespace,
     hb: Namespace,
+    /// Of the LAN's bridge and of the second network's, once they have ports.
+    switches: Option<[Switch; 2]>,
     folder: TempDir,
     options: Options,
     tandem: PathBuf,
@@ -136,13 +143,14 @@ impl Pair {
     /// # Errors
     /// Without root or `ip`, and when the `tandem` program has not been built.
     pub fn build(prefix: &str, options: Options) -> Result<Self> {
-        let pair = Self {
+        let mut pair = Self {
             nodes: [None, None],
             demos: [None, None],
             namespaces: [Namespace::create(prefix, "a")?, Namespace::create(prefix, "b")?],
             client: Namespace::create(prefix, "client")?,
             lan: Namespace::create(prefix, "lan")?,
             hb: Namespace::create(prefix, "hb")?,
+            switches: None,
             folder: tempfile::Builder::new().prefix(prefix).tempdir()?,
             options,
             tandem: tandem_binary()?,
@@ -154,8 +162,17 @@ impl Pair {
             plug(&pair.lan, pair.namespace(side), side.name(), "lan", side.address())?;
             plug(&pair.hb, pair.namespace(side), side.name(), "hb", side.second())?;
         }
+        let ports = Side::ALL.map(Side::name);
+        pair.switches = Some([Switch::open(&pair.lan, &ports)?, Switch::open(&pair.hb, &ports)?]);
         pair.write_files()?;
         Ok(pair)
+    }
+
+    pub(crate) fn network(&self, network: Network) -> &Namespace {
+        match network {
+            Network::Lan => &self.lan,
+            Network::Second => &self.hb,
+        }
     }
 
     fn write_files(&self) -> Result<()> {
@@ -224,6 +241,16 @@ listen = "127.0.0.1:9900"
 
     fn state_dir(&self, side: Side) -> PathBuf {
         self.folder.path().join(format!("state-{}", side.name()))
+    }
+
+    /// Changes a node's configuration file; it counts from the node's next start.
+    ///
+    /// # Errors
+    /// When the file cannot be read or written.
+    pub fn edit_config(&self, side: Side, edit: impl FnOnce(&str) -> String) -> Result<()> {
+        let path = self.config_path(side);
+        let text = edit(&fs::read_to_string(&path)?);
+        Ok(fs::write(path, text)?)
     }
 
     fn config_path(&self, side: Side) -> PathBuf {
@@ -341,41 +368,40 @@ listen = "127.0.0.1:9900"
     /// Cuts a node off on both networks, carrier up.
     ///
     /// # Errors
-    /// As of `bridge`.
+    /// As of netlink.
     pub fn cut(&self, side: Side) -> Result<()> {
-        self.forwarding(side, &self.lan, false)?;
-        self.forwarding(side, &self.hb, false)
+        self.forwarding(side, Network::Lan, false)?;
+        self.forwarding(side, Network::Second, false)
     }
 
     /// Undoes [`Pair::cut`].
     ///
     /// # Errors
-    /// As of `bridge`.
+    /// As of netlink.
     pub fn heal(&self, side: Side) -> Result<()> {
-        self.forwarding(side, &self.lan, true)?;
-        self.forwarding(side, &self.hb, true)
+        self.forwarding(side, Network::Lan, true)?;
+        self.forwarding(side, Network::Second, true)
     }
 
     /// Cuts or mends a node's port on the LAN alone.
     ///
     /// # Errors
-    /// As of `bridge`.
+    /// As of netlink.
     pub fn lan(&self, side: Side, forward: bool) -> Result<()> {
-        self.forwarding(side, &self.lan, forward)
+        self.forwarding(side, Network::Lan, forward)
     }
 
     /// Cuts or mends a node's port on the second network alone.
     ///
     /// # Errors
-    /// As of `bridge`.
+    /// As of netlink.
     pub fn second(&self, side: Side, forward: bool) -> Result<()> {
-        self.forwarding(side, &self.hb, forward)
+        self.forwarding(side, Network::Second, forward)
     }
 
-    fn forwarding(&self, side: Side, bridge: &Namespace, forward: bool) -> Result<()> {
-        let state = if forward { "3" } else { "0" };
-        let args = ["-n", bridge.name(), "link", "set", "dev", side.name(), "state", state];
-        run("bridge", &args).map(drop)
+    fn forwarding(&self, side: Side, network: Network, forward: bool) -> Result<()> {
+        let switches = self.switches.as_ref().context("the switches are not built")?;
+        switches[network as usize].forward(side.name(), forward)
     }
 
     /// Takes the far end of a node's LAN cable down or up: the node sees its carrier go.
@@ -383,8 +409,16 @@ listen = "127.0.0.1:9900"
     /// # Errors
     /// As of `ip`.
     pub fn carrier(&self, side: Side, up: bool) -> Result<()> {
+        self.carrier_of(side, Network::Lan, up)
+    }
+
+    /// The same for either of its cables.
+    ///
+    /// # Errors
+    /// As of `ip`.
+    pub fn carrier_of(&self, side: Side, network: Network, up: bool) -> Result<()> {
         let state = if up { "up" } else { "down" };
-        self.lan.ip(&["link", "set", "dev", side.name(), state]).map(drop)
+        self.network(network).ip(&["link", "set", "dev", side.name(), state]).map(drop)
     }
 
     /// A node's `/status.json`.
