@@ -7,6 +7,7 @@
 //!
 //! Driven by the role thread: poll [`PeerLink::interests`], then [`PeerLink::turn`].
 
+mod asker;
 mod connection;
 mod session;
 #[cfg(test)]
@@ -22,8 +23,9 @@ use nix::poll::PollFlags;
 use super::start::PeerSockets;
 use crate::config::Side;
 use crate::control::message::Secret;
-use crate::node::{ControlEvent, PeerMessage};
+use crate::node::{ControlEvent, PeerMessage, Via};
 
+use asker::Asker;
 use connection::{Connection, End};
 use session::{Refused, Session};
 
@@ -45,8 +47,8 @@ const LOG_EVERY: Duration = Duration::from_secs(10);
 /// What arrived, in order.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Input {
-    /// For [`crate::node::Node::handle_message`].
-    Message(PeerMessage),
+    /// For [`crate::node::Node::handle_message`]; by a path, or on a control connection.
+    Message(PeerMessage, Option<Via>),
     /// For [`crate::node::Node::handle_control`].
     Control(ControlEvent),
     /// A datagram came by this path: for the status page.
@@ -105,6 +107,8 @@ pub(super) struct PeerLink {
     opened: u64,
     /// Serial of the control connection.
     current: Option<u64>,
+    /// The control connection has ended: is there still a guardian?
+    asker: Option<Asker>,
     stats: PeerStats,
     said: Option<(Refused, Instant)>,
 }
@@ -130,6 +134,7 @@ impl PeerLink {
             kept: Vec::new(),
             opened: 0,
             current: None,
+            asker: None,
             said: None,
         }
     }
@@ -146,13 +151,16 @@ impl PeerLink {
         let datagrams = self.sockets.udp.iter().map(|socket| (socket.as_fd(), PollFlags::POLLIN));
         let links =
             self.links.iter().map(|link| (link.connection.as_fd(), link.connection.interest()));
-        listeners.chain(datagrams).chain(links)
+        let asked = self.asker.iter().flat_map(Asker::interests);
+        let asked = asked.map(|socket| (socket, PollFlags::POLLOUT));
+        listeners.chain(datagrams).chain(links).chain(asked)
     }
 
     /// When [`Self::turn`] is due without any news.
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
         let handshakes = self.links.iter().filter_map(|link| link.connection.deadline());
-        self.dial_at.iter().copied().flatten().chain(handshakes).min()
+        let asked = self.asker.as_ref().and_then(Asker::poll_timeout);
+        self.dial_at.iter().copied().flatten().chain(handshakes).chain(asked).min()
     }
 
     /// Takes everything that has arrived, datagrams first.
@@ -161,6 +169,7 @@ impl PeerLink {
         self.take_datagrams(&mut inputs);
         self.accept(now);
         self.turn_links(now, &mut inputs);
+        self.ask(now, &mut inputs);
         // A dialler's datagram may have come before its proof on the connection.
         self.dial(now);
         inputs
@@ -188,9 +197,11 @@ impl PeerLink {
     }
 
     fn send_datagrams(&mut self, bytes: &[u8]) {
-        for to in self.paths.clone() {
+        for (path, to) in self.paths.clone().into_iter().enumerate() {
             let Some(session) = self.newest() else { return };
-            let Some(datagram) = session.seal_datagram(bytes) else { return };
+            // the receiver says on which of *our* paths it hears us
+            let bytes = [bytes, &[u8::try_from(path).unwrap_or(u8::MAX)]].concat();
+            let Some(datagram) = session.seal_datagram(&bytes) else { return };
             let family = |socket: &&std::net::UdpSocket| {
                 socket.local_addr().is_ok_and(|own| own.is_ipv4() == to.is_ipv4())
             };
@@ -240,23 +251,36 @@ impl PeerLink {
             opened = kept.session.open_datagram(datagram).map(|bytes| (bytes, None));
         }
         let message = opened.and_then(|(bytes, index)| {
-            PeerMessage::decode(&bytes).ok().map(|message| (message, index))
+            let (theirs, bytes) = bytes.split_last()?;
+            let message = PeerMessage::decode(bytes).ok()?;
+            Some((message, usize::from(*theirs), index))
         });
-        let Some((message, index)) = message else {
+        let Some((message, theirs, index)) = message else {
             self.stats.datagrams_refused += 1;
             return;
         };
         self.stats.beats_received += 1;
-        if let Some(path) = self.paths.iter().position(|path| path.ip() == from.ip()) {
-            inputs.push(Input::Heard(path));
-        }
+        let ours = self.paths.iter().position(|path| path.ip() == from.ip());
+        inputs.extend(ours.map(Input::Heard));
         if let Some(link) = index.and_then(|index| self.links.get_mut(index))
             && link.connection.prove()
         {
             let index = index.unwrap_or_default();
             self.open(index, inputs);
         }
-        inputs.push(Input::Message(message));
+        inputs.push(Input::Message(message, ours.map(|ours| Via { ours, theirs })));
+    }
+
+    /// Goes on asking whether a guardian listens; a refusal is proof of death.
+    fn ask(&mut self, now: Instant, inputs: &mut Vec<Input>) {
+        let Some(asker) = &mut self.asker else { return };
+        let refused = asker.turn(now);
+        if refused {
+            inputs.push(Input::Control(ControlEvent::Refused));
+        }
+        if refused || asker.is_over(now) {
+            self.asker = None;
+        }
     }
 
     fn accept(&mut self, now: Instant) {
@@ -301,7 +325,7 @@ impl PeerLink {
             }
             for bytes in taken.messages {
                 match PeerMessage::decode(&bytes) {
-                    Ok(message) => inputs.push(Input::Message(message)),
+                    Ok(message) => inputs.push(Input::Message(message, None)),
                     Err(error) => tracing::warn!(%error, "the peer sent what we do not know"),
                 }
             }
@@ -375,6 +399,7 @@ impl PeerLink {
             let closed = *end == End::ClosedByPeer;
             let event = if closed { ControlEvent::ClosedByPeer } else { ControlEvent::Lost };
             inputs.push(Input::Control(event));
+            self.asker = closed.then(|| Asker::start(now, &self.paths));
             self.choose(inputs);
         }
         if let (Some(session), Some(peer)) = (link.session, link.connection.peer) {

@@ -56,7 +56,8 @@ fn beats_by_datagram_and_by_frame() {
     a.send(now, &PeerMessage::Bye);
     b.send(now, &PeerMessage::Bye);
     let both = |inputs: &[Input]| {
-        inputs.iter().filter(|input| **input == Input::Message(PeerMessage::Bye)).count() == 2
+        let via = Some(Via { ours: 0, theirs: 0 });
+        [None, via].iter().all(|via| inputs.contains(&Input::Message(PeerMessage::Bye, *via)))
     };
     turn_until(&mut a, &mut b, |at_a, at_b| both(at_a) && both(at_b));
     assert_eq!((a.stats().beats_received, b.stats().beats_received), (1, 1));
@@ -77,6 +78,24 @@ fn a_closed_connection_is_told_and_dialled_again() {
     });
     assert_eq!(at_a.first(), Some(&closed));
     assert!(connected(&at_b));
+    let refused = Input::Control(ControlEvent::Refused);
+    assert!(!at_a.contains(&refused), "a guardian listens: an end alone proves nothing");
+}
+
+#[test]
+fn a_dead_guardian_is_one_whose_kernel_refuses() {
+    let (mut a, mut b) = pair(introduction(Side::A, 1), introduction(Side::B, 2), [1, 1]);
+    turn_until(&mut a, &mut b, |at_a, at_b| connected(at_a) && connected(at_b));
+    drop(b);
+    let refused = Input::Control(ControlEvent::Refused);
+    let limit = Instant::now() + Duration::from_secs(10);
+    let mut seen = Vec::new();
+    while !seen.contains(&refused) {
+        assert!(Instant::now() < limit, "not refused: {seen:?}");
+        seen.extend(a.turn(Instant::now()));
+    }
+    assert_eq!(seen.first(), Some(&Input::Control(ControlEvent::ClosedByPeer)));
+    assert_eq!(a.stats().refused, 0, "no stranger was seen");
 }
 
 #[test]
@@ -88,7 +107,7 @@ fn datagrams_outlive_their_connection() {
     a.end(now, 0, &End::Lost, &mut Vec::new());
     a.dial_at[0] = None;
     a.send(now, &PeerMessage::Bye);
-    let bye = Input::Message(PeerMessage::Bye);
+    let bye = Input::Message(PeerMessage::Bye, Some(Via { ours: 0, theirs: 0 }));
     turn_until(&mut a, &mut b, |_, at_b| at_b.contains(&bye));
     b.send(now, &PeerMessage::Bye);
     turn_until(&mut a, &mut b, |at_a, _| at_a.contains(&bye));

@@ -346,10 +346,12 @@ impl Role {
 
     fn take_peer(&mut self) {
         let Some(link) = &mut self.link else { return };
+        let inputs = link.turn(Instant::now());
+        // read after the receive: what arrived while others were taken in is not old
         let now = Instant::now();
-        for input in link.turn(now) {
+        for input in inputs {
             match input {
-                Input::Message(message) => self.node.handle_message(now, &message, None),
+                Input::Message(message, via) => self.node.handle_message(now, &message, via),
                 Input::Control(event) => self.node.handle_control(now, event),
                 Input::Heard(path) => self.status.path_heard(path, None),
             }

@@ -1,0 +1,136 @@
+//! "Does a guardian listen at your host?": asked of the peer's kernel when the control connection
+//! came to an orderly end, which a kernel sends for a process that died, and a box in between may
+//! forge. A connection that is *refused* is the kernel's own word that nobody listens; one that is
+//! accepted proves nothing (a dying process's listener takes a last one) and is asked again.
+//!
+//! The other side sees connections that end without a byte, and counts nothing.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::{Duration, Instant};
+
+use socket2::{Domain, Protocol, Socket, Type};
+
+/// Between two questions on a path.
+const AGAIN: Duration = Duration::from_millis(1);
+/// After that long, silence is for other rules.
+const LIMIT: Duration = Duration::from_millis(60);
+
+/// Questions under way, one a path.
+#[derive(Debug)]
+pub(super) struct Asker {
+    until: Instant,
+    paths: Vec<Question>,
+}
+
+#[derive(Debug)]
+struct Question {
+    to: SocketAddr,
+    socket: Option<Socket>,
+    again: Instant,
+}
+
+impl Asker {
+    /// Asks at once, on every path.
+    pub(super) fn start(now: Instant, paths: &[SocketAddr]) -> Self {
+        let ask = |to: &SocketAddr| Question { to: *to, socket: dial(*to), again: now + AGAIN };
+        Self { until: now + LIMIT, paths: paths.iter().map(ask).collect() }
+    }
+
+    /// The sockets whose connecting is waited for: writable when it is decided.
+    pub(super) fn interests(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.paths.iter().filter_map(|path| path.socket.as_ref()).map(AsFd::as_fd)
+    }
+
+    /// When [`Self::turn`] is due without any news.
+    pub(super) fn poll_timeout(&self) -> Option<Instant> {
+        let idle = self.paths.iter().filter(|path| path.socket.is_none());
+        idle.map(|path| path.again).chain([self.until]).min()
+    }
+
+    /// It was asked for long enough.
+    pub(super) fn is_over(&self, now: Instant) -> bool {
+        now >= self.until
+    }
+
+    /// True when the peer's kernel has refused: no guardian listens there.
+    pub(super) fn turn(&mut self, now: Instant) -> bool {
+        self.paths.iter_mut().any(|path| path.turn(now))
+    }
+}
+
+impl Question {
+    fn turn(&mut self, now: Instant) -> bool {
+        let Some(socket) = &self.socket else {
+            if now >= self.again {
+                self.again = now + AGAIN;
+                self.socket = dial(self.to);
+            }
+            return false;
+        };
+        match socket.take_error() {
+            Ok(Some(error)) => {
+                self.socket = None;
+                error.kind() == io::ErrorKind::ConnectionRefused
+            }
+            // accepted: asked again
+            Ok(None) if socket.peer_addr().is_ok() => {
+                self.socket = None;
+                self.again = now + AGAIN;
+                false
+            }
+            // under way: a lost segment is not waited for, another question is as good
+            Ok(None) if now >= self.again + AGAIN * 8 => {
+                self.socket = None;
+                false
+            }
+            Ok(None) => false,
+            Err(_) => {
+                self.socket = None;
+                false
+            }
+        }
+    }
+}
+
+/// Starts to connect; `None`: not on this path now.
+fn dial(to: SocketAddr) -> Option<Socket> {
+    let socket = Socket::new(Domain::for_address(to), Type::STREAM, Some(Protocol::TCP)).ok()?;
+    socket.set_nonblocking(true).ok()?;
+    match socket.connect(&to.into()) {
+        Ok(()) => Some(socket),
+        // on loopback a refusal comes at once; the error is read by the next question
+        Err(error) if error.raw_os_error() == Some(libc::EINPROGRESS) => Some(socket),
+        Err(_) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use super::*;
+
+    fn ask(to: SocketAddr) -> bool {
+        let mut asker = Asker::start(Instant::now(), &[to]);
+        loop {
+            let now = Instant::now();
+            if asker.turn(now) {
+                return true;
+            }
+            if asker.is_over(now) {
+                return false;
+            }
+        }
+    }
+
+    #[test]
+    fn a_closed_port_refuses_and_a_listener_does_not() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let to = listener.local_addr().unwrap();
+        assert!(!ask(to), "somebody listens, even if nobody accepts");
+        drop(listener);
+        assert!(ask(to), "the kernel says that nobody does");
+    }
+}
