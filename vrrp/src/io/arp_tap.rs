@@ -1,4 +1,4 @@
-//! Hears the ARP of one interface, beside the kernel: who lives on the segment, and who claims what.
+//! Hears the ARP of one interface, beside the kernel: who lives on the segment, who claims what.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};

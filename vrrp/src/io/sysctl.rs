@@ -196,7 +196,7 @@ fn place() -> String {
     format!("{} {}", boot.trim(), namespace.display())
 }
 
-/// The changes in a journal; none if it is of another place. A line that is none of ours is skipped.
+/// The changes in a journal; none if it is of another place. A line that is not ours is skipped.
 fn parse(text: &str, place: &str) -> Vec<Changed> {
     let mut lines = text.lines();
     let ours = lines.next().and_then(|head| head.strip_prefix(MAGIC));
