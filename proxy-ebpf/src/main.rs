@@ -24,9 +24,10 @@ pub fn tandem(ctx: XdpContext) -> u32 {
     let mut packet = Packet::of(&ctx);
     let verdict = decide(&packet, &Maps::of(&ctx));
     maps::count(verdict.reason());
+    maps::remember(&verdict);
     match verdict {
         Verdict::Pass(_) => XDP_PASS,
-        Verdict::Drop(_) => XDP_DROP,
+        Verdict::Drop(_) | Verdict::Withhold(_) => XDP_DROP,
         Verdict::Conflict(conflict) => tell(conflict),
         Verdict::ArpReply(reply) => send(&reply, &mut packet),
     }

@@ -4,8 +4,8 @@ use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, PerCpuArray, RingBuf};
 use aya_ebpf::programs::XdpContext;
-use proxy_common::Tables;
-use proxy_common::abi::{self, Control, Ipv4, Reason, Vip};
+use proxy_common::{Tables, Verdict};
+use proxy_common::abi::{self, Askers, Control, Ipv4, Reason, Vip};
 
 #[map]
 static CONTROL: Array<Control> = Array::with_max_entries(1, 0);
@@ -17,6 +17,23 @@ static VIPS: HashMap<Ipv4, Vip> = HashMap::with_max_entries(abi::VIPS_MAX, 0);
 static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Reason::COUNT, 0);
 #[map]
 pub static CONFLICTS: RingBuf = RingBuf::with_byte_size(abi::CONFLICT_RING_BYTES, 0);
+
+#[map]
+static ASKERS: Array<Askers> = Array::with_max_entries(1, 0);
+
+/// Remembers who asked for a VIP.
+#[inline(always)]
+pub fn remember(verdict: &Verdict) {
+    // The clock is read for a question only.
+    let Some(mut asker) = verdict.asker(0) else { return };
+    if let Some(askers) = ASKERS.get_ptr_mut(0) {
+        // SAFETY: a helper without arguments.
+        asker.at_ns = unsafe { bpf_ktime_get_ns() };
+        // SAFETY: a map value, and `place` is below its length. Another CPU may write there too:
+        // `Askers` says why that does no harm.
+        unsafe { (*askers).0[Askers::place(asker.address)] = asker };
+    }
+}
 
 /// Raises a counter.
 #[inline(always)]

@@ -4,7 +4,7 @@ use anyhow::{Context, Result};
 use aya::maps::{Array, HashMap, MapData, PerCpuArray, RingBuf};
 use aya::programs::{TestRun, TestRunOptions, Xdp};
 use aya::{Ebpf, Pod};
-use proxy_common::abi::{self, Conflict, Control, Ipv4, Mac, Reason, Vip};
+use proxy_common::abi::{self, Asker, Askers, Conflict, Control, Ipv4, Mac, Reason, Vip};
 use proxy_common::packet::internet_checksum;
 use proxy_common::{Tables, Verdict, decide};
 use proxy_user::guardian::steering::{find_object, monotonic_ns};
@@ -32,8 +32,8 @@ const AN_HOUR_NS: u64 = 3_600_000_000_000;
 pub(crate) enum Node {
     Master,
     Backup,
-    /// Master, by a guardian that has hung.
-    Hung,
+    /// Master, whose lease has ended.
+    Ended,
 }
 
 fn vips() -> [(Ipv4, Vip); 4] {
@@ -47,8 +47,7 @@ fn vips() -> [(Ipv4, Vip); 4] {
 }
 
 fn control(node: Node, now_ns: u64) -> Control {
-    let stale_after_ns = if node == Node::Hung { 1 } else { AN_HOUR_NS };
-    Control { beat_ns: now_ns, stale_after_ns }
+    Control { answer_until_ns: if node == Node::Ended { now_ns } else { now_ns + AN_HOUR_NS } }
 }
 
 /// What became of a frame: the program's return value and the frame.
@@ -80,7 +79,7 @@ impl Twin {
     pub(crate) fn run(&self, frame: &[u8]) -> (Fate, Reason) {
         let (verdict, mut frame) = (decide(frame, self), frame.to_vec());
         let action = match verdict {
-            Verdict::Drop(_) => 1,
+            Verdict::Drop(_) | Verdict::Withhold(_) => 1,
             Verdict::Pass(_) | Verdict::Conflict(_) => 2,
             Verdict::ArpReply(reply) => {
                 reply.write(&mut frame[..]).expect("the request is there");
@@ -96,6 +95,7 @@ pub(crate) struct Kernel {
     ebpf: Ebpf,
     counters: PerCpuArray<MapData, u64>,
     conflicts: RingBuf<MapData>,
+    askers: Array<MapData, Askers>,
 }
 
 impl Kernel {
@@ -105,12 +105,13 @@ impl Kernel {
         program(&mut ebpf)?.load()?;
         let counters = ebpf.take_map(abi::COUNTERS).context("no counters")?.try_into()?;
         let conflicts = ebpf.take_map(abi::CONFLICTS).context("no conflicts")?.try_into()?;
+        let askers = ebpf.take_map(abi::ASKERS).context("no askers")?.try_into()?;
         let map = ebpf.map_mut(abi::VIPS).context("no vips")?;
         let mut entries: HashMap<_, Ipv4, Vip> = map.try_into()?;
         for (address, vip) in vips() {
             entries.insert(address, vip, 0)?;
         }
-        Ok(Self { ebpf, counters, conflicts })
+        Ok(Self { ebpf, counters, conflicts, askers })
     }
 
     /// Tells the program what its guardian would.
@@ -158,6 +159,11 @@ impl Kernel {
     /// The next conflict in the ring.
     pub(crate) fn conflict(&mut self) -> Option<Conflict> {
         self.conflicts.next().map(|record| Conflict::from_bytes(&record).expect("its size"))
+    }
+
+    /// Who has asked for a VIP.
+    pub(crate) fn askers(&self) -> Result<Vec<Asker>> {
+        Ok(self.askers.get(&0, 0)?.iter().copied().collect())
     }
 
     /// Nanoseconds per run of the program over `frame`, as the kernel measures them.

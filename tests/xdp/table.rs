@@ -5,6 +5,7 @@ use anyhow::Result;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use proxy_common::abi::{Conflict, Ipv4, Reason};
+use proxy_user::guardian::steering::monotonic_ns;
 
 use crate::fixtures::{
     CLIENT, CLIENT_IP, EVERYBODY, Kernel, Node, OURS, PEER, Twin, VIP, VIP_ELSEWHERE,
@@ -72,7 +73,7 @@ fn answered() -> Vec<Row> {
 }
 
 fn silent() -> Vec<Row> {
-    use Node::{Backup, Hung, Master};
+    use Node::{Backup, Ended, Master};
     let other = (PASS, Reason::ArpOther);
     let claim = |mac, operation| arp(EVERYBODY, operation, (mac, VIP), ([0; 6], VIP));
     let group = arp(EVERYBODY, 1, ([0x03, 0, 0, 0, 0, 9], CLIENT_IP), ([0; 6], VIP));
@@ -83,7 +84,13 @@ fn silent() -> Vec<Row> {
     let conflict = (PASS, Reason::ArpConflict);
     vec![
         row("a backup keeps silent", Backup, request(VIP), (DROP, Reason::ArpBackup), None),
-        row("a hung guardian's too", Hung, request(VIP), (DROP, Reason::ArpStale), None),
+        row(
+            "and a master whose lease has ended",
+            Ended,
+            request(VIP),
+            (DROP, Reason::ArpStale),
+            None,
+        ),
         row("another address is not ours", Master, request([192, 0, 2, 7]), other, None),
         row("nor one of another interface", Master, request(VIP_ELSEWHERE), other, None),
         row("nor one of another VLAN", Master, tagged(&request(VIP), 5), other, None),
@@ -178,6 +185,24 @@ fn a_conflict_is_told_with_its_claimant_and_a_full_ring_is_counted() -> Result<(
     Ok(())
 }
 
+#[test]
+#[ignore = "needs CAP_BPF: cargo xtask test"]
+fn who_asks_is_remembered_by_master_and_backup() -> Result<()> {
+    for node in [Node::Master, Node::Backup, Node::Ended] {
+        let mut kernel = Kernel::load()?;
+        kernel.set(node)?;
+        kernel.run(&request([192, 0, 2, 7]))?;
+        assert_eq!(kernel.askers()?, [], "{node:?}: it asked for another address");
+        let before = monotonic_ns();
+        kernel.run(&request(VIP))?;
+        let askers = kernel.askers()?;
+        let [asker] = askers[..] else { panic!("{node:?}: {askers:?}") };
+        assert_eq!((asker.address, asker.mac, asker.ifindex), (CLIENT_IP, CLIENT, 1));
+        assert!((before..=monotonic_ns()).contains(&asker.at_ns), "{node:?}: {asker:?}");
+    }
+    Ok(())
+}
+
 fn frames() -> impl Strategy<Value = Vec<u8>> {
     let good = [answered(), silent(), ip()].into_iter().flatten().map(|row| row.frame);
     let flips = prop::collection::vec((0_usize..80, any::<u8>()), 0..4);
@@ -198,7 +223,7 @@ fn frames() -> impl Strategy<Value = Vec<u8>> {
 #[ignore = "needs CAP_BPF: cargo xtask test"]
 fn kernel_and_user_space_agree_on_frames_nobody_meant() -> Result<()> {
     let mut kernel = Kernel::load()?;
-    for node in [Node::Master, Node::Backup, Node::Hung] {
+    for node in [Node::Master, Node::Backup, Node::Ended] {
         kernel.set(node)?;
         let kernel = std::cell::RefCell::new(&mut kernel);
         let config = Config { cases: 1_000, failure_persistence: None, ..Config::default() };

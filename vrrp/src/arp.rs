@@ -1,4 +1,5 @@
-//! Gratuitous ARP and unsolicited Neighbor Advertisement frames, and when to send them.
+//! ARP requests, gratuitous ARP and unsolicited Neighbor Advertisement frames, and when to send the
+//! latter two.
 //!
 //! Frames and times only; `io` sends. Unlike keepalived's five at once and five more
 //! after five seconds, a burst is dense at first (a switch may have lost the first frames while
@@ -6,6 +7,8 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::time::{Duration, Instant};
+
+use proxy_common::packet::{Arp, Ethernet, OP_REPLY, OP_REQUEST, TYPE_ARP};
 
 /// An Ethernet address.
 pub type Mac = [u8; 6];
@@ -35,6 +38,66 @@ pub fn gratuitous_arp(mac: Mac, vip: Ipv4Addr) -> [u8; GARP_LENGTH] {
     ];
     fill(&mut frame, &parts);
     frame
+}
+
+/// Who has `target`, tell `own` (RFC 826): to `to` when its Ethernet address is known, else to all.
+#[must_use]
+pub fn arp_request(
+    mac: Mac,
+    own: Ipv4Addr,
+    target: Ipv4Addr,
+    to: Option<Mac>,
+) -> [u8; GARP_LENGTH] {
+    let mut frame = [0; GARP_LENGTH];
+    let parts: [&[u8]; 7] = [
+        &to.unwrap_or(BROADCAST),
+        &mac,
+        &[0x08, 0x06, 0, 1, 0x08, 0x00, 6, 4, 0, 1],
+        &mac,
+        &own.octets(),
+        &[0; 6],
+        &target.octets(),
+    ];
+    fill(&mut frame, &parts);
+    frame
+}
+
+/// An ARP packet for IPv4 on Ethernet, as heard.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Heard {
+    /// Ethernet destination.
+    pub to: Mac,
+    /// It is a reply, not a request.
+    pub is_reply: bool,
+    /// Sender hardware address.
+    pub sender_mac: Mac,
+    /// Sender protocol address.
+    pub sender: Ipv4Addr,
+    /// Target protocol address.
+    pub target: Ipv4Addr,
+}
+
+impl Heard {
+    /// Reads a frame; `None` if it is no whole ARP request or reply for IPv4 on Ethernet, or its
+    /// sender cannot be one (a group, or all zeros).
+    #[must_use]
+    pub fn parse(frame: &[u8]) -> Option<Self> {
+        let ethernet = Ethernet::read(frame).filter(|head| head.ethertype == TYPE_ARP)?;
+        let arp = Arp::read(frame, ethernet.payload).ok().flatten()?;
+        let is_station = arp.sender_mac[0] & 1 == 0 && arp.sender_mac != [0; 6];
+        let is_reply = match arp.operation {
+            OP_REQUEST => false,
+            OP_REPLY => true,
+            _ => return None,
+        };
+        is_station.then_some(Self {
+            to: ethernet.destination,
+            is_reply,
+            sender_mac: arp.sender_mac,
+            sender: arp.sender.into(),
+            target: arp.target.into(),
+        })
+    }
 }
 
 /// Unsolicited Neighbor Advertisement for `vip` (RFC 4861 §7.2.6): to ff02::1, from the VIP, hop
@@ -167,6 +230,47 @@ mod tests {
             0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 10, 99, 0, 100, // target
         ];
         assert_eq!(frame, expected);
+    }
+
+    #[test]
+    fn a_request_and_what_is_heard_of_it() {
+        let (own, target) = (Ipv4Addr::new(10, 99, 0, 1), Ipv4Addr::new(10, 99, 0, 9));
+        let frame = arp_request(MAC, own, target, None);
+        let expected = [
+            0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 2, 0, 0, 0, 0, 7, 0x08, 0x06, // Ethernet
+            0, 1, 0x08, 0x00, 6, 4, 0, 1, // request
+            2, 0, 0, 0, 0, 7, 10, 99, 0, 1, // sender
+            0, 0, 0, 0, 0, 0, 10, 99, 0, 9, // target
+        ];
+        assert_eq!(frame, expected);
+        let other = [2, 0, 0, 0, 0, 9];
+        let unicast = arp_request(MAC, own, target, Some(other));
+        let heard = Heard { to: other, is_reply: false, sender_mac: MAC, sender: own, target };
+        assert_eq!(Heard::parse(&unicast), Some(heard));
+        let mut reply = unicast;
+        reply[21] = 2;
+        assert_eq!(Heard::parse(&reply), Some(Heard { is_reply: true, ..heard }));
+    }
+
+    #[test]
+    fn what_is_no_arp_of_a_station_is_not_heard() {
+        let good = arp_request(MAC, Ipv4Addr::LOCALHOST, Ipv4Addr::LOCALHOST, None);
+        let change = |at: usize, value: u8| {
+            let mut frame = good;
+            frame[at] = value;
+            frame.to_vec()
+        };
+        for (what, frame) in [
+            ("IPv4", change(13, 0)),
+            ("another hardware", change(15, 6)),
+            ("an operation of nobody", change(21, 3)),
+            ("a group as sender", change(22, 3)),
+            ("cut", good[..41].to_vec()),
+            ("nothing", vec![]),
+            ("nobody as sender", [&good[..22], &[0; 6], &good[28..]].concat()),
+        ] {
+            assert_eq!(Heard::parse(&frame), None, "{what}");
+        }
     }
 
     #[test]

@@ -16,38 +16,81 @@ pub const VIPS: &str = "VIPS";
 pub const COUNTERS: &str = "COUNTERS";
 /// Name of the ring buffer of [`Conflict`].
 pub const CONFLICTS: &str = "CONFLICTS";
+/// Name of the array of one [`Askers`].
+pub const ASKERS: &str = "ASKERS";
 
 /// How many addresses one program can serve.
 pub const VIPS_MAX: u32 = 64;
 /// Size of the ring of conflicts, bytes: 64 KiB hold about 2,700 of them.
 pub const CONFLICT_RING_BYTES: u32 = 64 * 1024;
-/// How old the guardian's beat may grow before the program answers nobody, nanoseconds, unless told
-/// otherwise.
-pub const STALE_AFTER_NS: u64 = 100_000_000;
+/// How many stations that asked for a VIP are remembered; a power of two.
+pub const ASKERS_MAX: usize = 64;
 
 /// An IPv4 address, wire order.
 pub type Ipv4 = [u8; 4];
 /// An Ethernet address.
 pub type Mac = [u8; 6];
 
-/// What the guardian writes with each beat.
+/// What the guardian writes with each change of its lease, and while it lives.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Control {
-    /// When the guardian last said that it lives: CLOCK_MONOTONIC, nanoseconds. 0: never.
-    pub beat_ns: u64,
-    /// How old `beat_ns` may be, nanoseconds.
-    pub stale_after_ns: u64,
+    /// Until when this node may answer: CLOCK_MONOTONIC, nanoseconds. 0: not at all. From then on
+    /// the other node may, so nothing is answered, whoever hangs.
+    pub answer_until_ns: u64,
 }
 
 impl Control {
-    /// Whether the guardian was alive a short while ago, at `now_ns` (CLOCK_MONOTONIC).
-    ///
-    /// A beat from the future is no life sign either, beyond the same bound: clocks are read on
-    /// different CPUs, a bound apart they never are.
+    /// Whether this node may answer at `now_ns` (CLOCK_MONOTONIC).
     #[inline(always)]
-    pub fn is_fresh(&self, now_ns: u64) -> bool {
-        self.beat_ns != 0 && now_ns.abs_diff(self.beat_ns) <= self.stale_after_ns
+    pub fn may_answer(&self, now_ns: u64) -> bool {
+        now_ns < self.answer_until_ns
+    }
+}
+
+/// A station that asked for a VIP: a host of the segment, which may be asked in turn.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Asker {
+    /// When: CLOCK_MONOTONIC, nanoseconds. 0: the place is free.
+    pub at_ns: u64,
+    /// The interface that it was heard on.
+    pub ifindex: u32,
+    /// Its address.
+    pub address: Ipv4,
+    /// Its Ethernet address.
+    pub mac: Mac,
+    /// Zero.
+    pub reserved: [u8; 2],
+}
+
+/// The stations that asked last, each in the place of its address ([`Askers::place`]): a fixed cost
+/// for any number of them. The master's program answers before any socket of the host hears the
+/// question, and the backup's drops it: this is where the host learns who lives on the segment.
+///
+/// Two CPUs may write one place at once and leave a mixture: a hint, checked by asking.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Askers(pub [Asker; ASKERS_MAX]);
+
+impl Askers {
+    /// The place of an address: the newest of those that share one has it.
+    #[inline(always)]
+    pub fn place(address: Ipv4) -> usize {
+        let [a, b, c, d] = address;
+        usize::from(a.wrapping_mul(31) ^ b.wrapping_mul(17) ^ c.wrapping_mul(7) ^ d)
+            & (ASKERS_MAX - 1)
+    }
+
+    /// Those that asked since the program was loaded.
+    pub fn iter(&self) -> impl Iterator<Item = &Asker> {
+        self.0.iter().filter(|asker| asker.at_ns != 0)
+    }
+}
+
+impl Default for Askers {
+    fn default() -> Self {
+        Self([Asker::default(); ASKERS_MAX])
     }
 }
 
@@ -96,7 +139,9 @@ impl Conflict {
     }
 }
 
-const _: () = assert!(size_of::<Control>() == 16);
+const _: () = assert!(size_of::<Control>() == 8);
+const _: () = assert!(size_of::<Asker>() == 24);
+const _: () = assert!(ASKERS_MAX.is_power_of_two());
 const _: () = assert!(size_of::<Vip>() == 20);
 const _: () = assert!(size_of::<Conflict>() == 16);
 
@@ -118,7 +163,7 @@ pub enum Reason {
     ArpAnswered = 5,
     /// Dropped: a request for a VIP while another node answers for it.
     ArpBackup = 6,
-    /// Dropped: a request for a VIP whose guardian has not been heard for too long.
+    /// Dropped: a request for a VIP that this node would answer for, but its lease has ended.
     ArpStale = 7,
     /// Passed: IPv4 with a header that contradicts itself.
     Ipv4Malformed = 8,
@@ -183,10 +228,14 @@ mod pod {
     unsafe impl aya::Pod for super::Control {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::Vip {}
+    // SAFETY: as above: an array of Asker.
+    unsafe impl aya::Pod for super::Askers {}
 }
 
 #[cfg(test)]
 mod tests {
+    extern crate std;
+
     use super::*;
 
     #[test]
@@ -198,14 +247,25 @@ mod tests {
     }
 
     #[test]
-    fn a_beat_is_fresh_up_to_the_bound_and_zero_never_is() {
-        let control = Control { beat_ns: 1_000, stale_after_ns: 100 };
-        for (now, fresh) in
-            [(1_000, true), (1_100, true), (1_101, false), (900, true), (899, false)]
-        {
-            assert_eq!(control.is_fresh(now), fresh, "at {now}");
+    fn nothing_is_answered_from_the_lease_s_end_on() {
+        let control = Control { answer_until_ns: 1_000 };
+        for (now, may) in [(0, true), (999, true), (1_000, false), (u64::MAX, false)] {
+            assert_eq!(control.may_answer(now), may, "at {now}");
         }
-        assert!(!Control { beat_ns: 0, stale_after_ns: 100 }.is_fresh(50));
+        assert!(!Control::default().may_answer(0));
+    }
+
+    #[test]
+    fn neighbours_do_not_share_a_place() {
+        let mut places: std::vec::Vec<_> =
+            (0..64).map(|host| Askers::place([192, 0, 2, host])).collect();
+        places.sort_unstable();
+        places.dedup();
+        assert_eq!(places.len(), 64);
+        let mut askers = Askers::default();
+        assert_eq!(askers.iter().count(), 0);
+        askers.0[5].at_ns = 1;
+        assert_eq!(askers.iter().count(), 1);
     }
 
     #[test]

@@ -5,12 +5,12 @@
 //!
 //! 1. ARP that claims a VIP (sender = VIP) passes; from another MAC while this node answers for the
 //!    VIP it is a conflict, and an event.
-//! 2. ARP requests for a VIP are answered when this node answers for it and its guardian lives, and
-//!    dropped otherwise: then the other node answers.
+//! 2. ARP requests for a VIP are answered when this node answers for it and its lease is valid, and
+//!    dropped otherwise: then the other node answers. Either way the asker is remembered.
 //! 3. UDP to memcached's port on a VIP is dropped.
 //! 4. Everything else passes.
 
-use crate::abi::{Conflict, Control, Ipv4, Mac, Reason, Vip};
+use crate::abi::{Asker, Conflict, Control, Ipv4, Mac, Reason, Vip};
 use crate::packet::{
     Arp, Ethernet, Frame, FrameMut, HeaderError, Ipv4View, OP_REPLY, OP_REQUEST, PROTOCOL_UDP,
     Ports, TYPE_ARP, TYPE_IPV4,
@@ -25,7 +25,7 @@ pub trait Tables {
     fn vip(&self, address: Ipv4) -> Option<Vip>;
     /// Whether this node answers for the VIP in `slot`.
     fn answers(&self, slot: u32) -> bool;
-    /// The guardian's last life sign.
+    /// The end of this node's lease.
     fn control(&self) -> Control;
     /// Now: CLOCK_MONOTONIC, nanoseconds. Asked only when an answer depends on it.
     fn now_ns(&self) -> u64;
@@ -42,6 +42,8 @@ pub enum Verdict {
     Conflict(Conflict),
     /// Turn the request into its reply and send it back.
     ArpReply(ArpReply),
+    /// Drop it: a question that is not answered here.
+    Withhold(Withheld),
     /// Drop it.
     Drop(Reason),
 }
@@ -54,8 +56,35 @@ impl Verdict {
             Self::Pass(reason) | Self::Drop(reason) => *reason,
             Self::Conflict(_) => Reason::ArpConflict,
             Self::ArpReply(_) => Reason::ArpAnswered,
+            Self::Withhold(withheld) => withheld.reason,
         }
     }
+
+    /// Who asked for a VIP by this frame, to be remembered; with `now_ns` as the time. Not one that
+    /// has no address yet (RFC 5227's probe).
+    #[inline(always)]
+    pub fn asker(&self, now_ns: u64) -> Option<Asker> {
+        let (address, mac, ifindex) = match self {
+            Self::ArpReply(reply) => (reply.asker, reply.asker_mac, reply.vip.ifindex),
+            Self::Withhold(withheld) => (withheld.asker, withheld.asker_mac, withheld.ifindex),
+            Self::Pass(_) | Self::Conflict(_) | Self::Drop(_) => return None,
+        };
+        let known = u32::from_be_bytes(address) != 0;
+        known.then_some(Asker { at_ns: now_ns, ifindex, address, mac, reserved: [0; 2] })
+    }
+}
+
+/// A question for a VIP that another node answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Withheld {
+    /// Why not here.
+    pub reason: Reason,
+    /// The interface that it came by.
+    pub ifindex: u32,
+    /// Who asked.
+    pub asker: Ipv4,
+    /// Who asked.
+    pub asker_mac: Mac,
 }
 
 /// The answer to a request, to be written over it.
@@ -115,7 +144,7 @@ fn decide_arp<F: Frame + ?Sized, T: Tables>(frame: &F, eth: &Ethernet, tables: &
     };
     if let Some(vip) = here(arp.sender, eth, tables) {
         let is_ours = arp.sender_mac == vip.mac;
-        if !is_ours && tables.answers(vip.slot) && tables.control().is_fresh(tables.now_ns()) {
+        if !is_ours && tables.answers(vip.slot) && tables.control().may_answer(tables.now_ns()) {
             return Verdict::Conflict(Conflict {
                 vip: arp.sender,
                 ifindex: vip.ifindex,
@@ -134,11 +163,15 @@ fn decide_arp<F: Frame + ?Sized, T: Tables>(frame: &F, eth: &Ethernet, tables: &
     if arp.operation != OP_REQUEST || is_group(arp.sender_mac) || !to_us {
         return Verdict::Pass(Reason::ArpOther);
     }
+    let withhold = |reason| {
+        let (asker, asker_mac) = (arp.sender, arp.sender_mac);
+        Verdict::Withhold(Withheld { reason, ifindex: vip.ifindex, asker, asker_mac })
+    };
     if !tables.answers(vip.slot) {
-        return Verdict::Drop(Reason::ArpBackup);
+        return withhold(Reason::ArpBackup);
     }
-    if !tables.control().is_fresh(tables.now_ns()) {
-        return Verdict::Drop(Reason::ArpStale);
+    if !tables.control().may_answer(tables.now_ns()) {
+        return withhold(Reason::ArpStale);
     }
     Verdict::ArpReply(ArpReply {
         vip,

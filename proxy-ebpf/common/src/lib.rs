@@ -15,5 +15,5 @@ pub mod abi;
 mod decide;
 pub mod packet;
 
-pub use decide::{ArpReply, Tables, Verdict, decide};
+pub use decide::{ArpReply, Tables, Verdict, Withheld, decide};
 pub use packet::{Frame, FrameMut};

@@ -7,6 +7,7 @@ use std::sync::{Arc, mpsc};
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
+use super::steering::Report;
 use super::watch::Seen;
 use crate::control::channel::GuardianEnd;
 use crate::control::message::{BackendEvent, Hello};
@@ -34,6 +35,8 @@ pub(super) enum Order {
         /// Whether it is on disk.
         ok: bool,
     },
+    /// What the netlink thread did, or saw.
+    Steering(Report),
     /// Give the role away if somebody can take it, and stop answering.
     Resign,
     /// Every socket is closed: remove addresses, settings, programs, and end.

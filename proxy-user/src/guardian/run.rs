@@ -158,6 +158,7 @@ impl Node {
             config: Config::clone(&self.config),
             page: self.page,
             epoch_file: self.epoch_file,
+            folder: start::state_dir(&self.config, self.configured),
             peer: peer.map(|sockets| (sockets, self.key.derive("tandem guardians 1"))),
             orders: orders.clone(),
             inbox,

@@ -1,4 +1,4 @@
-//! Sends ready-made Ethernet frames on one interface: gratuitous ARP, Neighbor Advertisements.
+//! Sends ready-made Ethernet frames on one interface: ARP, Neighbor Advertisements.
 #![allow(unsafe_code, reason = "no safe crate binds an AF_PACKET socket to an interface")]
 
 use std::io;
@@ -33,7 +33,7 @@ impl FrameSender {
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         let socket = socket(AddressFamily::Packet, SockType::Raw, flags, None)
             .map_err(|e| fail(e.into()))?;
-        bind_to(&socket, interface.index).map_err(fail)?;
+        bind_to(&socket, interface.index, 0).map_err(fail)?;
         Ok(Self { socket, interface: interface.name.clone(), mac })
     }
 
@@ -72,10 +72,11 @@ impl FrameSender {
     }
 }
 
-fn bind_to(socket: &OwnedFd, index: u32) -> io::Result<()> {
+/// Binds an AF_PACKET socket to an interface; it receives frames of this EtherType (0: none).
+pub(super) fn bind_to(socket: &OwnedFd, index: u32, ether_type: u16) -> io::Result<()> {
     let address = libc::sockaddr_ll {
         sll_family: libc::AF_PACKET as u16,
-        sll_protocol: 0,
+        sll_protocol: ether_type.to_be(),
         sll_ifindex: i32::try_from(index).map_err(io::Error::other)?,
         sll_hatype: 0,
         sll_pkttype: 0,

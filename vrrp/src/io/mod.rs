@@ -1,7 +1,7 @@
 //! The sockets, addresses and interface settings that a VRRP shell needs. Linux only.
 //!
 //! What it is: thin, synchronous, each call one or a few system calls; sockets that wait are
-//! non-blocking and give their descriptor for the shell's poll loop ([`AdvertSocket`],
+//! non-blocking and give their descriptor for the shell's poll loop ([`AdvertSocket`], [`ArpTap`],
 //! [`Monitor`]). What it is not: a thread or a loop (the guardian's), or a decision (the owner's
 //! of [`crate::Instance`]).
 //!
@@ -11,6 +11,7 @@
 
 mod address;
 mod advert_socket;
+mod arp_tap;
 mod error;
 mod garp;
 mod monitor;
@@ -20,6 +21,7 @@ mod sysctl;
 
 pub use address::{AddressEntry, AddressSpec, Lifetime, VipAddress};
 pub use advert_socket::{AdvertSocket, Datagram};
+pub use arp_tap::ArpTap;
 pub use error::IoError;
 pub use garp::FrameSender;
 pub use monitor::{Monitor, MonitorEvent};

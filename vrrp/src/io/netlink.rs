@@ -112,11 +112,34 @@ impl Netlink {
     /// # Errors
     /// Not there, or the name is no interface name.
     pub fn interface(&mut self, name: &str) -> Result<Interface, IoError> {
+        self.link(name).map(|link| Interface::from_message(&link))
+    }
+
+    /// All that the kernel says of the interface of this name: for what [`Interface`] leaves out.
+    ///
+    /// # Errors
+    /// As [`Self::interface`].
+    pub fn link(&mut self, name: &str) -> Result<LinkMessage, IoError> {
         let what = What { action: "find the interface", object: name };
         check_name(name)?;
         let mut message = LinkMessage::default();
         message.attributes.push(LinkAttribute::IfName(name.to_owned()));
         self.one_link(message, &what)
+    }
+
+    /// All interfaces of this network namespace.
+    ///
+    /// # Errors
+    /// When the kernel's answer cannot be read.
+    pub fn interfaces(&mut self) -> Result<Vec<Interface>, IoError> {
+        let what = What { action: "list the interfaces", object: "" };
+        let all = RouteNetlinkMessage::GetLink(LinkMessage::default());
+        let answers = self.request(all, NLM_F_DUMP, &what)?;
+        let links = answers.iter().filter_map(|answer| match answer {
+            RouteNetlinkMessage::NewLink(link) => Some(Interface::from_message(link)),
+            _ => None,
+        });
+        Ok(links.collect())
     }
 
     /// The interface of this index.
@@ -128,13 +151,13 @@ impl Netlink {
         let what = What { action: "find the interface", object: &object };
         let mut message = LinkMessage::default();
         message.header.index = index;
-        self.one_link(message, &what)
+        self.one_link(message, &what).map(|link| Interface::from_message(&link))
     }
 
-    fn one_link(&mut self, message: LinkMessage, what: &What<'_>) -> Result<Interface, IoError> {
+    fn one_link(&mut self, message: LinkMessage, what: &What<'_>) -> Result<LinkMessage, IoError> {
         let answers = self.request(RouteNetlinkMessage::GetLink(message), 0, what)?;
         let link = answers.into_iter().find_map(|answer| match answer {
-            RouteNetlinkMessage::NewLink(link) => Some(Interface::from_message(&link)),
+            RouteNetlinkMessage::NewLink(link) => Some(link),
             _ => None,
         });
         link.ok_or_else(|| what.error(nix::errno::Errno::ENODEV))

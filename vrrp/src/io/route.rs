@@ -2,10 +2,10 @@
 //! on the link between the nodes (200 ms by default) does not look like a death.
 
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
-use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE};
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteMetric, RouteProtocol,
     RouteScope, RouteType,
@@ -101,6 +101,47 @@ impl Drop for RtoMinRoute {
             self.remove().ok();
         }
     }
+}
+
+impl Netlink {
+    /// The IPv4 gateways of routes that leave by this interface, each once, at most `most`.
+    ///
+    /// # Errors
+    /// When the kernel's answer cannot be read.
+    pub fn gateways(&mut self, index: u32, most: usize) -> Result<Vec<Ipv4Addr>, IoError> {
+        let object = format!("interface {index}");
+        let what = What { action: "list the routes of", object: &object };
+        let mut all = RouteMessage::default();
+        all.header.address_family = AddressFamily::Inet;
+        let mut found = Vec::new();
+        for answer in self.request(RouteNetlinkMessage::GetRoute(all), NLM_F_DUMP, &what)? {
+            let RouteNetlinkMessage::NewRoute(route) = answer else { continue };
+            for gateway in gateways_by(&route, index) {
+                if found.len() < most && !found.contains(&gateway) {
+                    found.push(gateway);
+                }
+            }
+        }
+        Ok(found)
+    }
+}
+
+/// The gateways of one route, be it of several ways, by this interface.
+fn gateways_by(route: &RouteMessage, index: u32) -> Vec<Ipv4Addr> {
+    let by = |attributes: &[RouteAttribute]| {
+        attributes.iter().find_map(|attribute| match attribute {
+            RouteAttribute::Gateway(RouteAddress::Inet(gateway)) => Some(*gateway),
+            _ => None,
+        })
+    };
+    let oif = route.attributes.contains(&RouteAttribute::Oif(index));
+    let one = by(&route.attributes).filter(|_| oif);
+    let ways = route.attributes.iter().filter_map(|attribute| match attribute {
+        RouteAttribute::MultiPath(ways) => Some(ways),
+        _ => None,
+    });
+    let several = ways.flatten().filter(|way| way.interface_index == index);
+    one.into_iter().chain(several.filter_map(|way| by(&way.attributes))).collect()
 }
 
 /// Adds the route; replaces one that is marked as ours, and no other.

@@ -3,6 +3,7 @@
 
 mod host;
 mod keepalived;
+mod segment;
 mod wire;
 
 use std::io::{self, Read};

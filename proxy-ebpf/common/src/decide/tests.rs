@@ -5,8 +5,9 @@ use std::vec::Vec;
 use proptest::prelude::*;
 
 use super::*;
-use crate::abi::STALE_AFTER_NS;
 
+/// How long the lease is, from the time of an `age_ns` of 0.
+const LEASE_NS: u64 = 30_000_000;
 const VIP: Ipv4 = [192, 0, 2, 100];
 const OURS: Mac = [2, 0, 0, 0, 0, 1];
 const CLIENT: Mac = [2, 0, 0, 0, 0, 9];
@@ -27,7 +28,7 @@ impl Tables for Fixed {
         self.answers && slot == 3
     }
     fn control(&self) -> Control {
-        Control { beat_ns: 1_000_000_000, stale_after_ns: STALE_AFTER_NS }
+        Control { answer_until_ns: 1_000_000_000 + LEASE_NS }
     }
     fn now_ns(&self) -> u64 {
         1_000_000_000 + self.age_ns
@@ -63,6 +64,11 @@ fn tagged(frame: &[u8], tag: u16) -> Vec<u8> {
     [&frame[..12], &[0x81, 0, t0, t1], &frame[12..]].concat()
 }
 
+fn withheld(reason: Reason) -> Verdict {
+    let (asker, asker_mac) = (CLIENT_IP, CLIENT);
+    Verdict::Withhold(Withheld { reason, ifindex: 7, asker, asker_mac })
+}
+
 fn is_reply(verdict: Verdict) -> bool {
     matches!(verdict, Verdict::ArpReply(_))
 }
@@ -78,12 +84,27 @@ fn the_master_turns_a_request_into_a_reply_in_place() {
 }
 
 #[test]
-fn a_backup_and_a_node_without_a_living_guardian_drop_requests() {
-    assert_eq!(decide(&request()[..], &BACKUP), Verdict::Drop(Reason::ArpBackup));
-    for (age_ns, fresh) in [(0, true), (STALE_AFTER_NS, true), (STALE_AFTER_NS + 1, false)] {
+fn a_backup_and_a_node_whose_lease_has_ended_drop_requests() {
+    assert_eq!(decide(&request()[..], &BACKUP), withheld(Reason::ArpBackup));
+    for (age_ns, valid) in [(0, true), (LEASE_NS - 1, true), (LEASE_NS, false)] {
         let verdict = decide(&request()[..], &Fixed { age_ns, ..MASTER });
-        assert_eq!(is_reply(verdict), fresh, "{age_ns}");
-        assert_eq!(verdict == Verdict::Drop(Reason::ArpStale), !fresh, "{age_ns}");
+        assert_eq!(is_reply(verdict), valid, "{age_ns}");
+        assert_eq!(verdict == withheld(Reason::ArpStale), !valid, "{age_ns}");
+    }
+}
+
+#[test]
+fn who_asks_for_a_vip_is_remembered_whoever_answers() {
+    let client = Asker { at_ns: 5, ifindex: 7, address: CLIENT_IP, mac: CLIENT, reserved: [0; 2] };
+    let stale = Fixed { age_ns: LEASE_NS, ..MASTER };
+    for tables in [&MASTER, &BACKUP, &stale] {
+        assert_eq!(decide(&request()[..], tables).asker(5), Some(client));
+        let probe = arp([0xff; 6], OP_REQUEST, (CLIENT, [0; 4]), VIP);
+        assert_eq!(decide(&probe[..], tables).asker(5), None, "it has no address yet");
+        let claim = arp([0xff; 6], OP_REPLY, (CLIENT, VIP), VIP);
+        assert_eq!(decide(&claim[..], tables).asker(5), None, "a claim asks nothing");
+        let other = arp([0xff; 6], OP_REQUEST, (CLIENT, CLIENT_IP), [192, 0, 2, 7]);
+        assert_eq!(decide(&other[..], tables).asker(5), None, "nor is another address ours");
     }
 }
 

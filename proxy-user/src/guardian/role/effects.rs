@@ -20,9 +20,14 @@ impl Role {
                     self.tell_role();
                 }
                 Effect::SetLease(lease) => self.set_lease(lease),
-                Effect::Address(present) => self.node.handle_address(now, present),
-                // nobody is asked yet: the segment counts as lonely
-                Effect::Probe { .. } => {}
+                Effect::Address(on) => {
+                    self.segments.address(on);
+                    // gone is told at once, so that nobody relies on what is being removed
+                    if !on || !self.segments.has_addresses() {
+                        self.node.handle_address(now, on);
+                    }
+                }
+                Effect::Probe { instance } => self.segments.probe(instance, now),
                 Effect::AskWitness(question) => {
                     let number = question.number;
                     self.node.handle_witness(now, Answer::Unreachable { number });
@@ -30,7 +35,7 @@ impl Role {
                 // a guardian's store does not outlive it yet
                 Effect::Remember(_) => {}
                 Effect::Answer(on) => {
-                    self.wire.answer(on);
+                    self.segments.answer(on);
                     self.status.answering(on);
                 }
                 Effect::Vrrp { instance, output } => self.vrrp(now, instance, &output),
@@ -49,7 +54,7 @@ impl Role {
         }
     }
 
-    fn set_lease(&self, lease: Lease) {
+    fn set_lease(&mut self, lease: Lease) {
         let until = match lease {
             Lease::Unlimited => u64::MAX,
             Lease::Expired => 0,
@@ -60,16 +65,17 @@ impl Role {
             }
         };
         self.page.set_lease(until);
+        self.segments.lease(until);
     }
 
     fn vrrp(&mut self, now: Instant, instance: usize, output: &vrrp::Output) {
         match output {
-            vrrp::Output::SendAdvert { payload, .. } => self.wire.advert(instance, payload),
+            vrrp::Output::SendAdvert { payload, .. } => self.segments.advert(instance, payload),
             vrrp::Output::Garp { reason } => {
                 tracing::debug!(?reason, "gratuitous ARP");
-                self.wire.garp(instance, now);
+                self.segments.garp(instance, now);
             }
-            vrrp::Output::StopGarp => self.wire.stop_garp(instance),
+            vrrp::Output::StopGarp => self.segments.stop_garp(instance),
             vrrp::Output::Differs(difference) => {
                 tracing::warn!(?difference, "an advert differs from our configuration");
             }

@@ -5,10 +5,10 @@
 
 mod disk;
 mod effects;
-mod wire;
 
 use std::io;
 use std::os::fd::AsFd;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -23,6 +23,7 @@ use super::mailbox::{Inbox, News, NewsSender, Order, Orders};
 use super::peer::{Input, Introduction, PeerLink};
 use super::start::PeerSockets;
 use super::status::{PeerFacts, RefusedAdverts, StatusHandle};
+use super::steering::{Carrier, Report, Segments, Sign};
 use crate::config::{Config, Side};
 use crate::control::channel::{ChannelError, GuardianEnd};
 use crate::control::counters::Counter;
@@ -31,7 +32,6 @@ use crate::control::shared::{SharedPage, monotonic_ns, run_realtime};
 use crate::node::{BootId, Command, EngineEvent, Epoch, Node, NodeConfig, PeerConfig, Target};
 
 use disk::Disk;
-use wire::Wire;
 
 /// Longest sleep while a program counts our beats.
 const XDP_BEAT: Duration = Duration::from_millis(20);
@@ -48,6 +48,8 @@ pub(super) struct Parts {
     pub(super) config: Config,
     pub(super) page: SharedPage,
     pub(super) epoch_file: EpochFile,
+    /// The state folder.
+    pub(super) folder: PathBuf,
     /// Sockets and the key for the guardians' link, with a peer.
     pub(super) peer: Option<(PeerSockets, Secret<32>)>,
     pub(super) orders: Orders,
@@ -93,7 +95,7 @@ struct Engine {
 
 struct Role {
     node: Node,
-    wire: Wire,
+    segments: Segments,
     link: Option<PeerLink>,
     page: SharedPage,
     disk: Disk,
@@ -118,12 +120,12 @@ impl std::fmt::Debug for Role {
 
 impl Role {
     fn new(parts: Parts) -> Result<Self, Fault> {
-        let Parts { config, page, epoch_file, peer, orders, inbox, news, status } = parts;
+        let Parts { config, page, epoch_file, folder, peer, orders, inbox, news, status } = parts;
         // The page's clock first: a lease computed from the pair is never too long.
         let clock = (monotonic_ns(), Instant::now());
         let now = clock.1;
         let boot = boot_id()?;
-        let (wire, instances) = Wire::open(now, &config, &status)?;
+        let (segments, instances) = Segments::open(now, &config, &folder, &orders, &status)?;
         let persisted = Epoch::new(epoch_file.persisted()).ok_or_else(|| {
             Fault::Runtime("the state file holds an epoch beyond the last one".to_owned())
         })?;
@@ -157,7 +159,7 @@ impl Role {
         });
         let mut node = Node::new(now, node, instances);
         node.start(now);
-        for carrier in wire.carriers() {
+        for carrier in segments.carriers() {
             status.carrier(carrier.instance, carrier.up);
             node.handle_carrier(now, carrier.instance, carrier.up);
         }
@@ -165,7 +167,7 @@ impl Role {
             .map_err(|error| Fault::of("cannot start a thread", error))?;
         let mut role = Self {
             node,
-            wire,
+            segments,
             link,
             page,
             disk,
@@ -191,7 +193,7 @@ impl Role {
                 drop(self.news.send(News::Fatal(format!("the role thread cannot poll: {error}"))));
                 return;
             }
-            self.wire.beat();
+            self.segments.beat();
             self.turn();
         }
     }
@@ -203,18 +205,15 @@ impl Role {
         self.take_engine();
         self.take_peer();
         self.take_adverts();
-        for carrier in self.wire.links() {
-            let now = Instant::now();
-            self.status.carrier(carrier.instance, carrier.up);
-            self.node.handle_carrier(now, carrier.instance, carrier.up);
-            self.perform(now);
-        }
+        self.take_signs();
+        let changes = self.segments.links();
+        self.carriers(&changes);
         let now = Instant::now();
         if self.node.poll_timeout().is_some_and(|at| at <= now) {
             self.node.handle_timeout(now);
             self.perform(now);
         }
-        self.wire.tick(now);
+        self.segments.tick(now);
         if self.resigning && !self.node.state().is_master() {
             self.resigning = false;
             drop(self.news.send(News::Resigned));
@@ -230,9 +229,9 @@ impl Role {
         let link = self.link.as_ref();
         let timers = [
             self.node.poll_timeout(),
-            self.wire.poll_timeout(),
+            self.segments.poll_timeout(),
             link.and_then(PeerLink::poll_timeout),
-            self.wire.has_program().then(|| now + XDP_BEAT),
+            self.segments.has_program().then(|| now + XDP_BEAT),
             Some(self.status_at),
         ];
         let wake = timers.into_iter().flatten().min().unwrap_or(now);
@@ -241,7 +240,7 @@ impl Role {
         fds.extend(engine.map(|one| PollFd::new(one.channel.as_fd(), PollFlags::POLLIN)));
         let peer = link.into_iter().flat_map(PeerLink::interests);
         fds.extend(peer.map(|(fd, flags)| PollFd::new(fd, flags)));
-        fds.extend(self.wire.interests().map(|fd| PollFd::new(fd, PollFlags::POLLIN)));
+        fds.extend(self.segments.interests().map(|fd| PollFd::new(fd, PollFlags::POLLIN)));
         let time = TimeSpec::from_duration(wake.saturating_duration_since(now));
         match ppoll(&mut fds, Some(time), None) {
             Ok(_) | Err(Errno::EINTR) => Ok(()),
@@ -261,12 +260,13 @@ impl Role {
                 Order::Persisted { epoch, ok } => {
                     self.node.handle_epoch_persisted(now, epoch, ok);
                 }
+                Order::Steering(report) => self.take_report(now, report),
                 Order::Resign => {
                     self.resigning = true;
                     self.node.handle_command(now, Command::Stop);
                 }
                 Order::Clean => {
-                    self.wire.answer(false);
+                    self.segments.answer(false);
                     self.done = true;
                 }
             }
@@ -362,7 +362,7 @@ impl Role {
     fn take_adverts(&mut self) {
         let now = Instant::now();
         let node = &mut self.node;
-        self.wire.adverts(|instance, received| {
+        self.segments.adverts(|instance, received| {
             if let Err(refusal) = node.handle_advert(now, instance, received) {
                 tracing::debug!(%refusal, "advert refused");
             }
@@ -370,10 +370,41 @@ impl Role {
         self.perform(now);
     }
 
+    /// What the netlink thread did, or saw.
+    fn take_report(&mut self, now: Instant, report: Report) {
+        let mut changes = Vec::new();
+        if self.segments.report(now, report, &mut changes) {
+            self.node.handle_address(now, true);
+        }
+        self.carriers(&changes);
+    }
+
+    fn carriers(&mut self, changes: &[Carrier]) {
+        for carrier in changes {
+            let now = Instant::now();
+            self.status.carrier(carrier.instance, carrier.up);
+            self.node.handle_carrier(now, carrier.instance, carrier.up);
+            self.perform(now);
+        }
+    }
+
+    /// What was heard on the addresses' segments.
+    fn take_signs(&mut self) {
+        let now = Instant::now();
+        for event in self.segments.signs(now) {
+            match event.sign {
+                Sign::Life => self.node.handle_life(now, event.instance),
+                Sign::Targets(known) => self.node.handle_targets(now, event.instance, known),
+                Sign::Contact(contact) => self.node.handle_contact(now, event.instance, contact),
+            }
+            self.perform(now);
+        }
+    }
+
     /// What others may see of the peer and the program.
     pub(super) fn publish(&mut self, now: Instant) {
         self.status_at = now + STATUS_EVERY;
-        if let Some(counters) = self.wire.counters() {
+        if let Some(counters) = self.segments.counters() {
             self.status.frames(counters);
         }
         let counters = || self.node.vrrp().iter().map(vrrp::Instance::counters);

@@ -1,10 +1,8 @@
 //! What rtnetlink says about one interface: number, address, kind, peer, XDP program.
 
-use netlink_packet_core::{NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload};
-use netlink_packet_route::RouteNetlinkMessage;
-use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkInfo, LinkMessage, LinkXdp};
-use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
+use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkInfo, LinkXdp};
 use proxy_common::abi::Mac;
+use vrrp::io::Netlink;
 
 use super::SteeringError;
 
@@ -26,7 +24,8 @@ pub(super) struct Link {
 /// [`SteeringError::Interface`]: no such one, not Ethernet, or netlink failed.
 pub(super) fn query(name: &str) -> Result<Link, SteeringError> {
     let refused = |what: String| SteeringError::Interface { interface: name.to_owned(), what };
-    let reply = exchange(LinkAttribute::IfName(name.to_owned()), 0).map_err(refused)?;
+    let mut netlink = Netlink::open().map_err(|error| refused(error.to_string()))?;
+    let reply = netlink.link(name).map_err(|error| refused(error.to_string()))?;
     let mut link = Link { ifindex: reply.header.index, ..Link::default() };
     let (mut mac, mut peer_index, mut elsewhere) = (None, None, false);
     for attribute in reply.attributes {
@@ -50,46 +49,9 @@ pub(super) fn query(name: &str) -> Result<Link, SteeringError> {
     }
     link.mac = mac.ok_or_else(|| refused("it has no Ethernet address".to_owned()))?;
     if let (true, false, Some(index)) = (link.is_veth, elsewhere, peer_index) {
-        link.peer = name_of(index);
+        link.peer = netlink.interface_by_index(index).ok().map(|peer| peer.name);
     }
     Ok(link)
-}
-
-fn name_of(index: u32) -> Option<String> {
-    let reply = exchange(LinkAttribute::IfName(String::new()), index).ok()?;
-    reply.attributes.into_iter().find_map(|attribute| match attribute {
-        LinkAttribute::IfName(name) => Some(name),
-        _ => None,
-    })
-}
-
-/// One RTM_GETLINK, by number when `index` is not 0, else by the name in `attribute`.
-fn exchange(attribute: LinkAttribute, index: u32) -> Result<LinkMessage, String> {
-    let mut socket = Socket::new(NETLINK_ROUTE).map_err(|error| format!("netlink: {error}"))?;
-    socket.bind_auto().map_err(|error| format!("netlink: {error}"))?;
-    socket.connect(&SocketAddr::new(0, 0)).map_err(|error| format!("netlink: {error}"))?;
-    let mut message = LinkMessage::default();
-    message.header.index = index;
-    if index == 0 {
-        message.attributes.push(attribute);
-    }
-    let mut header = NetlinkHeader::default();
-    header.flags = NLM_F_REQUEST;
-    header.sequence_number = 1;
-    let payload = NetlinkPayload::from(RouteNetlinkMessage::GetLink(message));
-    let mut request = NetlinkMessage::new(header, payload);
-    request.finalize();
-    let mut bytes = vec![0; request.buffer_len()];
-    request.serialize(&mut bytes);
-    socket.send(&bytes, 0).map_err(|error| format!("netlink: {error}"))?;
-    let (answer, _) = socket.recv_from_full().map_err(|error| format!("netlink: {error}"))?;
-    let answer = NetlinkMessage::<RouteNetlinkMessage>::deserialize(&answer)
-        .map_err(|error| format!("netlink: {error}"))?;
-    match answer.payload {
-        NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link)) => Ok(link),
-        NetlinkPayload::Error(error) => Err(error.to_io().to_string()),
-        _ => Err("netlink: an unexpected answer".to_owned()),
-    }
 }
 
 #[cfg(test)]
@@ -100,7 +62,7 @@ mod tests {
     fn loopback_is_known_and_a_name_nobody_has_is_refused() {
         let lo = query("lo").unwrap();
         assert_eq!((lo.mac, lo.is_veth, lo.xdp_program), ([0; 6], false, None));
-        assert_eq!(name_of(lo.ifindex).as_deref(), Some("lo"));
+        assert!(lo.ifindex > 0);
         let nobody = query("tandem-nobody");
         assert!(matches!(nobody, Err(SteeringError::Interface { .. })), "{nobody:?}");
     }

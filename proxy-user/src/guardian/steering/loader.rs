@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, RingBuf};
 use aya::programs::{ProgramError, Xdp};
 use aya::{Ebpf, EbpfError, EbpfLoader};
-use proxy_common::abi::{self, Control, Reason, Vip};
+use proxy_common::abi::{self, Askers, Control, Reason, Vip};
 
 use super::SteeringError;
 
@@ -44,57 +44,50 @@ fn candidates(named: Option<PathBuf>, executable: &Path) -> Vec<PathBuf> {
     beside.into_iter().chain(target).collect()
 }
 
-/// The loaded program and its maps.
-pub(super) struct Loaded {
-    /// Holds the program; its links are held by who attaches.
-    pub(super) ebpf: Ebpf,
+/// The loaded program; its links are held by who attaches.
+pub(super) struct Program(Ebpf);
+
+/// The program's maps.
+pub(super) struct Maps {
     pub(super) control: Array<MapData, Control>,
+    pub(super) askers: Array<MapData, Askers>,
     pub(super) answers: Array<MapData, u32>,
     pub(super) vips: HashMap<MapData, abi::Ipv4, Vip>,
     pub(super) counters: PerCpuArray<MapData, u64>,
     pub(super) conflicts: RingBuf<MapData>,
 }
 
-impl Loaded {
-    /// Loads the object at `path`.
-    ///
-    /// # Errors
-    /// [`SteeringError::Load`], [`SteeringError::OtherBuild`].
-    pub(super) fn from_file(path: &Path) -> Result<Self, SteeringError> {
-        let mut ebpf = EbpfLoader::new().load_file(path).map_err(|error| load_error(&error))?;
-        let other_build =
-            |what: String| SteeringError::OtherBuild { path: path.to_path_buf(), what };
-        let counters: PerCpuArray<_, u64> = typed(&mut ebpf, abi::COUNTERS).map_err(other_build)?;
-        if counters.len() != Reason::COUNT {
-            return Err(other_build(format!("{} counters", counters.len())));
-        }
-        let loaded = Self {
-            control: typed(&mut ebpf, abi::CONTROL).map_err(other_build)?,
-            answers: typed(&mut ebpf, abi::ANSWERS).map_err(other_build)?,
-            vips: typed(&mut ebpf, abi::VIPS).map_err(other_build)?,
-            conflicts: typed(&mut ebpf, abi::CONFLICTS).map_err(other_build)?,
-            counters,
-            ebpf,
-        };
-        loaded.load_program(path)
+/// Loads the object at `path`.
+///
+/// # Errors
+/// [`SteeringError::Load`], [`SteeringError::OtherBuild`].
+pub(super) fn load_object(path: &Path) -> Result<(Program, Maps), SteeringError> {
+    let mut ebpf = EbpfLoader::new().load_file(path).map_err(|error| load_error(&error))?;
+    let other_build = |what: String| SteeringError::OtherBuild { path: path.to_path_buf(), what };
+    let counters: PerCpuArray<_, u64> = typed(&mut ebpf, abi::COUNTERS).map_err(other_build)?;
+    if counters.len() != Reason::COUNT {
+        return Err(other_build(format!("{} counters", counters.len())));
     }
+    let maps = Maps {
+        control: typed(&mut ebpf, abi::CONTROL).map_err(other_build)?,
+        answers: typed(&mut ebpf, abi::ANSWERS).map_err(other_build)?,
+        askers: typed(&mut ebpf, abi::ASKERS).map_err(other_build)?,
+        vips: typed(&mut ebpf, abi::VIPS).map_err(other_build)?,
+        conflicts: typed(&mut ebpf, abi::CONFLICTS).map_err(other_build)?,
+        counters,
+    };
+    let mut program = Program(ebpf);
+    let Some(xdp) = program.xdp() else {
+        return Err(other_build(format!("no program {}", abi::PROGRAM)));
+    };
+    xdp.load().map_err(|error| SteeringError::Load { what: program_error(&error) })?;
+    Ok((program, maps))
+}
 
-    fn load_program(mut self, path: &Path) -> Result<Self, SteeringError> {
-        match self.program() {
-            Some(program) => program
-                .load()
-                .map_err(|error| SteeringError::Load { what: program_error(&error) })?,
-            None => {
-                let what = format!("no program {}", abi::PROGRAM);
-                return Err(SteeringError::OtherBuild { path: path.to_path_buf(), what });
-            }
-        }
-        Ok(self)
-    }
-
+impl Program {
     /// The XDP program.
-    pub(super) fn program(&mut self) -> Option<&mut Xdp> {
-        self.ebpf.program_mut(abi::PROGRAM)?.try_into().ok()
+    pub(super) fn xdp(&mut self) -> Option<&mut Xdp> {
+        self.0.program_mut(abi::PROGRAM)?.try_into().ok()
     }
 }
 
@@ -154,6 +147,6 @@ mod tests {
     fn a_file_that_is_no_object_is_refused() {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), b"not ELF").unwrap();
-        assert!(matches!(Loaded::from_file(file.path()), Err(SteeringError::Load { .. })));
+        assert!(matches!(load_object(file.path()), Err(SteeringError::Load { .. })));
     }
 }

@@ -3,9 +3,10 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::net::Ipv4Addr;
 
-use proxy_common::abi::{self, Control, Mac, Reason, STALE_AFTER_NS, VIPS_MAX};
+use proxy_common::abi::{self, Asker, Askers, Control, Mac, Reason, VIPS_MAX};
 use proxy_common::{Tables, Verdict, decide};
 
+use super::slots::{Place, SlotTable};
 use super::{AttachReport, Attached, Conflict, Counters, Mode, Steering, SteeringError};
 
 /// How many conflicts wait to be read; the kernel's ring is bounded too.
@@ -27,7 +28,8 @@ pub enum Outcome {
 pub struct MemorySteering {
     interfaces: BTreeMap<String, (u32, Mac)>,
     attached: BTreeMap<String, u32>,
-    vips: BTreeMap<Ipv4Addr, abi::Vip>,
+    slots: SlotTable,
+    askers: Askers,
     answers: [bool; VIPS_MAX as usize],
     control: Control,
     counters: Counters,
@@ -42,7 +44,7 @@ struct View<'a> {
 
 impl Tables for View<'_> {
     fn vip(&self, address: abi::Ipv4) -> Option<abi::Vip> {
-        self.steering.vips.get(&address.into()).copied()
+        self.steering.slots.get(address.into()).ok().copied()
     }
     fn answers(&self, slot: u32) -> bool {
         self.steering.answers.get(slot as usize).copied().unwrap_or(false)
@@ -65,17 +67,51 @@ impl MemorySteering {
         Self {
             interfaces: interfaces.map(|((name, mac), i)| (name.to_owned(), (i, mac))).collect(),
             attached: BTreeMap::new(),
-            vips: BTreeMap::new(),
+            slots: SlotTable::default(),
+            askers: Askers::default(),
             answers: [false; VIPS_MAX as usize],
-            control: Control { beat_ns: 0, stale_after_ns: STALE_AFTER_NS },
+            control: Control::default(),
             counters: Counters::default(),
             conflicts: VecDeque::new(),
         }
     }
 
-    /// Whether `vip` is answered for (the guardian's life sign apart).
+    /// Hooks into `interface`.
+    ///
+    /// # Errors
+    /// [`SteeringError::Interface`], [`SteeringError::Busy`].
+    pub fn attach(
+        &mut self,
+        interface: &str,
+        mode: Mode,
+    ) -> Result<(Place, AttachReport), SteeringError> {
+        let Some(&(ifindex, mac)) = self.interfaces.get(interface) else {
+            return Err(SteeringError::Interface {
+                interface: interface.to_owned(),
+                what: "no such interface".to_owned(),
+            });
+        };
+        if self.attached.insert(interface.to_owned(), ifindex).is_some() {
+            return Err(SteeringError::Busy {
+                interface: interface.to_owned(),
+                holder: "this steering".to_owned(),
+            });
+        }
+        let got = if mode == Mode::Generic { Attached::Generic } else { Attached::Native };
+        let reason = "in memory".to_owned();
+        let interface = interface.to_owned();
+        let report = AttachReport { interface, got, reason, warnings: Vec::new() };
+        Ok((Place { ifindex, tx_ifindex: 0, mac }, report))
+    }
+
+    /// Lets go of all interfaces.
+    pub fn detach(&mut self) {
+        self.attached.clear();
+    }
+
+    /// Whether `vip` is answered for (the lease apart).
     pub fn answers(&self, vip: Ipv4Addr) -> bool {
-        self.vips.get(&vip).is_some_and(|entry| self.answers[entry.slot as usize])
+        self.slots.get(vip).is_ok_and(|entry| self.answers[entry.slot as usize])
     }
 
     /// `frame` arrives on `interface` at `now_ns`; an answer is written over it.
@@ -83,9 +119,12 @@ impl MemorySteering {
         let Some(&ifindex) = self.attached.get(interface) else { return Outcome::Passed };
         let verdict = decide(&*frame, &View { steering: self, ifindex, now_ns });
         self.counters.add(verdict.reason(), 1);
+        if let Some(asker) = verdict.asker(now_ns) {
+            self.askers.0[Askers::place(asker.address)] = asker;
+        }
         match verdict {
             Verdict::Pass(_) => Outcome::Passed,
-            Verdict::Drop(_) => Outcome::Dropped,
+            Verdict::Drop(_) | Verdict::Withhold(_) => Outcome::Dropped,
             Verdict::Conflict(conflict) => {
                 if self.conflicts.len() < CONFLICTS_MAX {
                     self.conflicts.push_back(conflict.into());
@@ -103,58 +142,20 @@ impl MemorySteering {
 }
 
 impl Steering for MemorySteering {
-    fn attach(&mut self, interface: &str, mode: Mode) -> Result<AttachReport, SteeringError> {
-        let Some(&(ifindex, _)) = self.interfaces.get(interface) else {
-            return Err(SteeringError::Interface {
-                interface: interface.to_owned(),
-                what: "no such interface".to_owned(),
-            });
-        };
-        if self.attached.insert(interface.to_owned(), ifindex).is_some() {
-            return Err(SteeringError::Busy {
-                interface: interface.to_owned(),
-                holder: "this steering".to_owned(),
-            });
-        }
-        let got = if mode == Mode::Generic { Attached::Generic } else { Attached::Native };
-        let reason = "in memory".to_owned();
-        Ok(AttachReport { interface: interface.to_owned(), got, reason, warnings: Vec::new() })
-    }
-
-    fn add_vip(&mut self, vip: Ipv4Addr, interface: &str) -> Result<(), SteeringError> {
-        let (Some(&ifindex), Some(&(_, mac))) =
-            (self.attached.get(interface), self.interfaces.get(interface))
-        else {
-            return Err(SteeringError::Interface {
-                interface: interface.to_owned(),
-                what: "not attached".to_owned(),
-            });
-        };
-        let slot = match self.vips.get(&vip) {
-            Some(entry) => entry.slot,
-            None => u32::try_from(self.vips.len()).unwrap_or(VIPS_MAX),
-        };
-        if slot >= VIPS_MAX {
-            return Err(SteeringError::TooManyVips);
-        }
-        self.answers[slot as usize] = false;
-        self.vips.insert(vip, abi::Vip { slot, ifindex, tx_ifindex: 0, vlan: 0, mac });
+    fn place_vip(&mut self, vip: Ipv4Addr, place: Place) -> Result<(), SteeringError> {
+        let entry = self.slots.place(vip, place)?;
+        self.answers[entry.slot as usize] = false;
         Ok(())
     }
 
     fn answer(&mut self, vip: Ipv4Addr, on: bool) -> Result<(), SteeringError> {
-        let entry = self.vips.get(&vip).ok_or(SteeringError::UnknownVip(vip))?;
-        self.answers[entry.slot as usize] = on;
+        let slot = self.slots.get(vip)?.slot;
+        self.answers[slot as usize] = on;
         Ok(())
     }
 
-    fn beat(&mut self, now_ns: u64) -> Result<(), SteeringError> {
-        self.control.beat_ns = now_ns;
-        Ok(())
-    }
-
-    fn set_stale_after(&mut self, nanoseconds: u64) -> Result<(), SteeringError> {
-        self.control.stale_after_ns = nanoseconds;
+    fn answer_until(&mut self, until_ns: u64) -> Result<(), SteeringError> {
+        self.control.answer_until_ns = until_ns;
         Ok(())
     }
 
@@ -162,12 +163,12 @@ impl Steering for MemorySteering {
         Ok(self.counters)
     }
 
-    fn next_conflict(&mut self) -> Option<Conflict> {
-        self.conflicts.pop_front()
+    fn askers(&self) -> Result<Vec<Asker>, SteeringError> {
+        Ok(self.askers.iter().copied().collect())
     }
 
-    fn detach(&mut self) {
-        self.attached.clear();
+    fn next_conflict(&mut self) -> Option<Conflict> {
+        self.conflicts.pop_front()
     }
 }
 
@@ -186,29 +187,31 @@ mod tests {
 
     fn steering() -> MemorySteering {
         let mut steering = MemorySteering::new([("eth0", OURS)]);
-        steering.attach("eth0", Mode::Auto).unwrap();
-        steering.add_vip(VIP, "eth0").unwrap();
+        let (place, _) = steering.attach("eth0", Mode::Auto).unwrap();
+        steering.place_vip(VIP, place).unwrap();
         steering
     }
 
     #[test]
-    fn an_address_is_answered_for_only_while_told_to_and_alive() {
+    fn an_address_is_answered_for_only_while_told_to_and_within_the_lease() {
         let mut steering = steering();
         let request = arp(OTHER, [192, 0, 2, 9]);
         let ask = |steering: &mut MemorySteering, now| {
             steering.receive("eth0", &mut request.clone(), now)
         };
-        steering.beat(1).unwrap();
+        steering.answer_until(100).unwrap();
         assert_eq!(ask(&mut steering, 1), Outcome::Dropped);
         steering.answer(VIP, true).unwrap();
-        assert_eq!(ask(&mut steering, 1), Outcome::Sent);
-        assert_eq!(ask(&mut steering, 2 + STALE_AFTER_NS), Outcome::Dropped);
-        steering.beat(2 + STALE_AFTER_NS).unwrap();
-        assert_eq!(ask(&mut steering, 2 + STALE_AFTER_NS), Outcome::Sent);
+        assert_eq!(ask(&mut steering, 99), Outcome::Sent);
+        assert_eq!(ask(&mut steering, 100), Outcome::Dropped);
+        steering.answer_until(u64::MAX).unwrap();
+        assert_eq!(ask(&mut steering, 100), Outcome::Sent);
         steering.answer(VIP, false).unwrap();
-        assert_eq!(ask(&mut steering, 2 + STALE_AFTER_NS), Outcome::Dropped);
+        assert_eq!(ask(&mut steering, 101), Outcome::Dropped);
+        let [asker] = steering.askers().unwrap()[..] else { panic!("one asked") };
+        assert_eq!((asker.address, asker.mac, asker.at_ns), ([192, 0, 2, 9], OTHER, 101));
         steering.detach();
-        assert_eq!(ask(&mut steering, 2 + STALE_AFTER_NS), Outcome::Passed);
+        assert_eq!(ask(&mut steering, 102), Outcome::Passed);
         let counters = steering.counters().unwrap();
         assert_eq!(counters.of(Reason::ArpAnswered), 2);
         assert_eq!(counters.of(Reason::ArpBackup), 2);
@@ -219,7 +222,7 @@ mod tests {
     fn claims_by_another_are_reported_up_to_a_bound() {
         let mut steering = steering();
         steering.answer(VIP, true).unwrap();
-        steering.beat(1).unwrap();
+        steering.answer_until(2).unwrap();
         for _ in 0..=CONFLICTS_MAX {
             steering.receive("eth0", &mut arp(OTHER, VIP.octets()), 1);
         }
@@ -241,13 +244,5 @@ mod tests {
             steering.answer(Ipv4Addr::LOCALHOST, true),
             Err(SteeringError::UnknownVip(Ipv4Addr::LOCALHOST))
         ));
-        for i in 1..VIPS_MAX {
-            steering.add_vip(Ipv4Addr::from(0x0a00_0000 + i), "eth0").unwrap();
-        }
-        assert!(matches!(
-            steering.add_vip(Ipv4Addr::from(0x0b00_0000), "eth0"),
-            Err(SteeringError::TooManyVips)
-        ));
-        steering.add_vip(VIP, "eth0").unwrap();
     }
 }

@@ -1,238 +1,43 @@
-//! Who answers for a virtual address on the wire: the XDP program and its maps behind one trait.
+//! The steering room: this node's virtual addresses on the wire. Who answers for them, where they
+//! stand, who is told, who lives beside them.
 //!
-//! The address stays on `lo` of both nodes and the kernel is told not to answer ARP for it
-//! (`arp_ignore`); the program answers on the node that was told to with [`Steering::answer`] and
-//! drops requests on the other. So a promotion is one map write, and no program (the guardian died:
-//! its link goes with it) means that nobody answers.
+//! The address stands on `lo` of the node that is master, and only while it is; the kernel is told
+//! not to answer ARP for it (`arp_ignore`); the XDP program answers on the node that was told to
+//! with [`Steering::answer`], until the end of its lease, and drops requests on the other. So a
+//! promotion is one map write, and no program (the guardian died: its link goes with it) means that
+//! nobody answers. In mode `off` the address stands on the interface and the kernel answers.
 //!
-//! Driven by the guardian's role thread, in the order of its effects: `attach` each interface,
-//! `add_vip` each address, then `answer` on promotion and demotion and [`Steering::beat`] often
-//! enough that the program never takes the guardian for hung ([`STALE_AFTER_NS`]). Two
-//! implementations: [`XdpSteering`] and [`MemorySteering`], its twin without a kernel. Mode `off`
-//! has no steering at all: the kernel answers for an address that is put on the interface.
+//! ```text
+//!  role thread: [Segments] ── adverts, gratuitous ARP, probes ─▶ [Port] one interface, as it is now
+//!     │  ▲          └── answer, lease, askers ─▶ [Steering] the program's maps
+//!   wishes, orders      (Prober) who lives on the segment     (SlotTable)
+//!     ▼  │
+//!  netlink thread: [Host] addresses, ports, [XdpHooks], routes, settings: all that may wait for the
+//!                         kernel's network lock, which others may hold for 200 ms
+//! ```
 //!
-//! Not here: gratuitous ARP (`vrrp::io`), the address itself and sysctls (guardian's netlink).
+//! Driven by the guardian's role thread, in the order of its effects ([`Segments`]). It has no rule
+//! of its own: what it hears goes to the node as [`SegmentEvent`]s, what it does the node decided.
 
+mod answerer;
+mod host;
 mod link;
 mod loader;
 mod memory;
+mod port;
+mod probes;
+mod segments;
+mod slots;
 mod xdp;
 
-use std::net::Ipv4Addr;
-use std::path::PathBuf;
-
+pub use answerer::{AttachReport, Attached, Conflict, Counters, Mode, Steering, SteeringError};
 pub use loader::{OBJECT_VARIABLE, find_object};
 pub use memory::MemorySteering;
-pub use proxy_common::abi::{Mac, Reason, STALE_AFTER_NS};
-pub use xdp::XdpSteering;
+pub use proxy_common::abi::{Asker, Mac, Reason};
+pub use slots::Place;
+pub use xdp::{XdpHooks, XdpMaps, load, load_from};
 
-/// How to hook into an interface.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Mode {
-    /// Native where it is known to work, else generic; the report says which and why.
-    #[default]
-    Auto,
-    /// In the driver, or not at all.
-    Native,
-    /// In the kernel's generic path, or not at all.
-    Generic,
-}
-
-/// How an interface was hooked into.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Attached {
-    /// In the driver, before the kernel has a packet of its own.
-    Native,
-    /// In the kernel's generic path.
-    Generic,
-}
-
-impl Attached {
-    /// Its name in logs, status and metrics.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Native => "native",
-            Self::Generic => "generic",
-        }
-    }
-}
-
-/// What `attach` got.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct AttachReport {
-    /// The interface.
-    pub interface: String,
-    /// The mode that it works in.
-    pub got: Attached,
-    /// Why this mode; one clause for the log.
-    pub reason: String,
-    /// What will not work as it stands, each with the command that mends it; for the log.
-    pub warnings: Vec<String>,
-}
-
-/// Another station claimed an address that this node answers for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Conflict {
-    /// The address.
-    pub vip: Ipv4Addr,
-    /// Its claimant's Ethernet address.
-    pub mac: Mac,
-    /// The interface that the claim was heard on.
-    pub ifindex: u32,
-}
-
-impl From<proxy_common::abi::Conflict> for Conflict {
-    fn from(raw: proxy_common::abi::Conflict) -> Self {
-        Self { vip: raw.vip.into(), mac: raw.mac, ifindex: raw.ifindex }
-    }
-}
-
-/// Frames by [`Reason`], since the program was loaded, over all interfaces.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counters([u64; Reason::ALL.len()]);
-
-impl Counters {
-    /// One counter.
-    pub fn of(&self, reason: Reason) -> u64 {
-        self.0[reason as usize]
-    }
-
-    /// All of them, for metrics.
-    pub fn iter(&self) -> impl Iterator<Item = (Reason, u64)> {
-        Reason::ALL.into_iter().zip(self.0)
-    }
-
-    pub(crate) fn add(&mut self, reason: Reason, count: u64) {
-        let counter = &mut self.0[reason as usize];
-        *counter = counter.saturating_add(count);
-    }
-}
-
-/// Why steering refused.
-#[derive(Debug, thiserror::Error)]
-pub enum SteeringError {
-    /// No object file where it is looked for.
-    #[error(
-        "no XDP object (looked at {}): run `cargo xtask build-ebpf`, name it in \
-         ${OBJECT_VARIABLE}, or set xdp = \"off\"",
-        tried.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ")
-    )]
-    NoObject {
-        /// The paths tried.
-        tried: Vec<PathBuf>,
-    },
-    /// The object is not of this build: a map or the program is missing or has another size.
-    #[error("the XDP object {} is of another build ({what}): run `cargo xtask build-ebpf`",
-        path.display())]
-    OtherBuild {
-        /// The object.
-        path: PathBuf,
-        /// What does not fit.
-        what: String,
-    },
-    /// The kernel refused the program or a map.
-    #[error(
-        "the kernel refused the XDP program: {what} (needs Linux 5.18 or newer, CAP_BPF and \
-        CAP_NET_ADMIN; xdp = \"off\" does without)"
-    )]
-    Load {
-        /// The kernel's words.
-        what: String,
-    },
-    /// No such interface, or none with an Ethernet address.
-    #[error("interface {interface}: {what}")]
-    Interface {
-        /// Its name.
-        interface: String,
-        /// What is wrong.
-        what: String,
-    },
-    /// Another XDP program is on the interface.
-    #[error(
-        "interface {interface} already has an XDP program: {holder}; stop its owner, or set \
-        xdp = \"off\""
-    )]
-    Busy {
-        /// The interface.
-        interface: String,
-        /// Whose it is, as far as the kernel tells.
-        holder: String,
-    },
-    /// The interface takes no program in the mode asked for.
-    #[error("interface {interface} takes no XDP program: {what}")]
-    Attach {
-        /// The interface.
-        interface: String,
-        /// The kernel's words, for each mode tried.
-        what: String,
-    },
-    /// No such address was added.
-    #[error("{0} is not one of the addresses steered")]
-    UnknownVip(Ipv4Addr),
-    /// More addresses than one program serves ([`proxy_common::abi::VIPS_MAX`]).
-    #[error("no more than {} addresses can be steered", proxy_common::abi::VIPS_MAX)]
-    TooManyVips,
-    /// A map could not be read or written.
-    #[error("map {map}: {what}")]
-    Map {
-        /// Its name.
-        map: &'static str,
-        /// The kernel's words.
-        what: String,
-    },
-}
-
-/// Answers for virtual addresses, or keeps silent. See the module for who calls what when.
-pub trait Steering: Send {
-    /// Hooks into `interface`.
-    ///
-    /// # Errors
-    /// [`SteeringError::Interface`], [`SteeringError::Busy`], [`SteeringError::Attach`].
-    fn attach(&mut self, interface: &str, mode: Mode) -> Result<AttachReport, SteeringError>;
-
-    /// Adds an address of an attached interface. It is not answered for until told.
-    ///
-    /// # Errors
-    /// [`SteeringError::Interface`] when that interface is not attached,
-    /// [`SteeringError::TooManyVips`], [`SteeringError::Map`].
-    fn add_vip(&mut self, vip: Ipv4Addr, interface: &str) -> Result<(), SteeringError>;
-
-    /// From its return on, ARP for `vip` is answered (`true`) or dropped (`false`).
-    ///
-    /// # Errors
-    /// [`SteeringError::UnknownVip`], [`SteeringError::Map`].
-    fn answer(&mut self, vip: Ipv4Addr, on: bool) -> Result<(), SteeringError>;
-
-    /// The guardian lives at `now_ns` (CLOCK_MONOTONIC, see [`monotonic_ns`]). Without a beat for
-    /// longer than the bound of [`Steering::set_stale_after`] nothing is answered.
-    ///
-    /// # Errors
-    /// [`SteeringError::Map`].
-    fn beat(&mut self, now_ns: u64) -> Result<(), SteeringError>;
-
-    /// Sets that bound, nanoseconds; [`STALE_AFTER_NS`] at first.
-    ///
-    /// # Errors
-    /// [`SteeringError::Map`].
-    fn set_stale_after(&mut self, nanoseconds: u64) -> Result<(), SteeringError>;
-
-    /// Frames by reason so far.
-    ///
-    /// # Errors
-    /// [`SteeringError::Map`].
-    fn counters(&self) -> Result<Counters, SteeringError>;
-
-    /// The next claim of an address answered for here, heard since; `None` when there is none.
-    /// Whoever drains must bound itself: the wire decides how many there are.
-    fn next_conflict(&mut self) -> Option<Conflict>;
-
-    /// Lets go of all interfaces; also done on drop, and by the kernel when the process ends.
-    fn detach(&mut self);
-}
-
-/// Now, for [`Steering::beat`]: CLOCK_MONOTONIC in nanoseconds, the program's own clock.
-pub fn monotonic_ns() -> u64 {
-    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC)
-        .map_or(std::time::Duration::ZERO, std::time::Duration::from);
-    u64::try_from(now.as_nanos()).unwrap_or(u64::MAX)
-}
+pub use crate::control::shared::monotonic_ns;
+pub(super) use host::Report;
+pub(super) use probes::Sign;
+pub(super) use segments::{Carrier, Segments};

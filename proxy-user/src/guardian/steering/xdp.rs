@@ -1,33 +1,56 @@
-//! Steering by the XDP program.
+//! Steering by the XDP program: its hooks in interfaces, and its maps. Two values, because attaching
+//! waits for the kernel's network lock and a map write waits for nobody.
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use aya::maps::MapError;
 use aya::programs::links::FdLink;
 use aya::programs::{ProgramError, XdpMode};
-use proxy_common::abi::{self, Control, Reason, STALE_AFTER_NS, VIPS_MAX, Vip};
+use proxy_common::abi::{self, Asker, Control, Reason};
 
 use super::link::{self, Link};
-use super::loader::{self, Loaded};
+use super::loader::{self, Maps, Program};
+use super::slots::{Place, SlotTable};
 use super::{AttachReport, Attached, Conflict, Counters, Mode, Steering, SteeringError};
 
-/// Steering by one XDP program on any number of interfaces.
+/// Loads the object that [`loader::find_object`] finds. No interface is touched.
+///
+/// # Errors
+/// [`SteeringError::NoObject`] and those of [`load_from`].
+pub fn load() -> Result<(XdpHooks, XdpMaps), SteeringError> {
+    load_from(&loader::find_object()?)
+}
+
+/// Loads the object at `path`. No interface is touched.
+///
+/// # Errors
+/// [`SteeringError::Load`], [`SteeringError::OtherBuild`].
+pub fn load_from(path: &Path) -> Result<(XdpHooks, XdpMaps), SteeringError> {
+    let (program, maps) = loader::load_object(path)?;
+    let hooks = XdpHooks { program, attached: BTreeMap::new() };
+    Ok((hooks, XdpMaps { maps, slots: SlotTable::default() }))
+}
+
+/// One XDP program on any number of interfaces.
 ///
 /// Its links are not pinned: whatever ends this process also takes the program off, and then nobody
 /// answers for the addresses.
-pub struct XdpSteering {
-    loaded: Loaded,
-    object: PathBuf,
+pub struct XdpHooks {
+    program: Program,
     attached: BTreeMap<String, Hook>,
-    vips: BTreeMap<Ipv4Addr, Vip>,
-    control: Control,
+}
+
+impl std::fmt::Debug for XdpHooks {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("XdpHooks").field("attached", &self.attached.keys()).finish_non_exhaustive()
+    }
 }
 
 /// A hooked interface. Dropping the link's descriptor takes the program off.
 struct Hook {
-    link: Link,
+    ifindex: u32,
     tx_ifindex: u32,
     _hold: FdLink,
 }
@@ -40,39 +63,63 @@ enum Refusal {
     Other(String),
 }
 
-impl XdpSteering {
-    /// Loads the object that [`loader::find_object`] finds.
+impl XdpHooks {
+    /// Hooks into `interface`, unless that is done already; an interface that was made again since
+    /// is another one. With what it got when that is news.
     ///
     /// # Errors
-    /// [`SteeringError::NoObject`] and those of [`XdpSteering::from_file`].
-    pub fn load() -> Result<Self, SteeringError> {
-        Self::from_file(&loader::find_object()?)
+    /// [`SteeringError::Interface`], [`SteeringError::Busy`], [`SteeringError::Attach`].
+    pub fn attach(
+        &mut self,
+        interface: &str,
+        mode: Mode,
+    ) -> Result<(Place, Option<AttachReport>), SteeringError> {
+        let link = link::query(interface)?;
+        let place = |tx_ifindex| Place { ifindex: link.ifindex, tx_ifindex, mac: link.mac };
+        if let Some(hook) = self.attached.get(interface)
+            && hook.ifindex == link.ifindex
+        {
+            return Ok((place(hook.tx_ifindex), None));
+        }
+        self.attached.remove(interface);
+        let (hold, report) = self.hook_by_plan(interface, mode, &link)?;
+        let redirect = link.is_veth && report.got == Attached::Native;
+        let tx_ifindex = if redirect { link.ifindex } else { 0 };
+        let hook = Hook { ifindex: link.ifindex, tx_ifindex, _hold: hold };
+        self.attached.insert(interface.to_owned(), hook);
+        Ok((place(tx_ifindex), Some(report)))
     }
 
-    /// Loads the object at `path`. No interface is touched.
-    ///
-    /// # Errors
-    /// [`SteeringError::Load`], [`SteeringError::OtherBuild`], [`SteeringError::Map`].
-    pub fn from_file(path: &Path) -> Result<Self, SteeringError> {
-        let mut steering = Self {
-            loaded: Loaded::from_file(path)?,
-            object: path.to_path_buf(),
-            attached: BTreeMap::new(),
-            vips: BTreeMap::new(),
-            control: Control { beat_ns: 0, stale_after_ns: STALE_AFTER_NS },
-        };
-        steering.write_control()?;
-        Ok(steering)
-    }
-
-    fn write_control(&mut self) -> Result<(), SteeringError> {
-        let written = self.loaded.control.set(0, self.control, 0);
-        written.map_err(|error| map_error(abi::CONTROL, &error))
+    fn hook_by_plan(
+        &mut self,
+        interface: &str,
+        mode: Mode,
+        link: &Link,
+    ) -> Result<(FdLink, AttachReport), SteeringError> {
+        let mut refusals = Vec::new();
+        for (got, reason) in plan(mode, link) {
+            let xdp_mode = match got {
+                Attached::Native => XdpMode::Driver,
+                Attached::Generic => XdpMode::Skb,
+            };
+            match self.hook(link.ifindex, xdp_mode) {
+                Ok(hold) => {
+                    let reason = refusals.iter().fold(reason, |r, why| format!("{r}; {why}"));
+                    let warnings = warnings(got, link);
+                    let interface = interface.to_owned();
+                    return Ok((hold, AttachReport { interface, got, reason, warnings }));
+                }
+                Err(Refusal::Busy) => return Err(busy(interface)),
+                Err(Refusal::Other(why)) => refusals.push(format!("{}: {why}", got.name())),
+            }
+        }
+        let what = refusals.join("; ");
+        Err(SteeringError::Attach { interface: interface.to_owned(), what })
     }
 
     fn hook(&mut self, ifindex: u32, mode: XdpMode) -> Result<FdLink, Refusal> {
-        let no_program = || Refusal::Other(format!("no program in {}", self.object.display()));
-        let Some(program) = self.loaded.program() else { return Err(no_program()) };
+        let no_program = || Refusal::Other("no program in the object".to_owned());
+        let Some(program) = self.program.xdp() else { return Err(no_program()) };
         let id = program.attach_to_if_index(ifindex, mode).map_err(|error| refusal(&error))?;
         let link = program.take_link(id).map_err(|error| refusal(&error))?;
         // A kernel without XDP links (before 5.9) would keep the program when this process dies,
@@ -81,10 +128,15 @@ impl XdpSteering {
             .map_err(|_error| Refusal::Other("this kernel has no XDP links".to_owned()))
     }
 
-    fn busy(interface: &str) -> SteeringError {
-        let id = link::query(interface).ok().and_then(|link| link.xdp_program);
-        SteeringError::Busy { interface: interface.to_owned(), holder: holder(id) }
+    /// Lets go of an interface: it is gone, or has another name.
+    pub fn detach(&mut self, interface: &str) {
+        self.attached.remove(interface);
     }
+}
+
+fn busy(interface: &str) -> SteeringError {
+    let id = link::query(interface).ok().and_then(|link| link.xdp_program);
+    SteeringError::Busy { interface: interface.to_owned(), holder: holder(id) }
 }
 
 /// The program that holds an interface, as far as the kernel tells.
@@ -146,101 +198,61 @@ fn warnings(got: Attached, link: &Link) -> Vec<String> {
     )]
 }
 
-impl Steering for XdpSteering {
-    fn attach(&mut self, interface: &str, mode: Mode) -> Result<AttachReport, SteeringError> {
-        let link = link::query(interface)?;
-        let mut refusals = Vec::new();
-        for (got, reason) in plan(mode, &link) {
-            let xdp_mode = match got {
-                Attached::Native => XdpMode::Driver,
-                Attached::Generic => XdpMode::Skb,
-            };
-            match self.hook(link.ifindex, xdp_mode) {
-                Ok(hold) => {
-                    let reason = refusals.iter().fold(reason, |r, why| format!("{r}; {why}"));
-                    let warnings = warnings(got, &link);
-                    let redirect = link.is_veth && got == Attached::Native;
-                    let tx_ifindex = if redirect { link.ifindex } else { 0 };
-                    let hook = Hook { link, tx_ifindex, _hold: hold };
-                    self.attached.insert(interface.to_owned(), hook);
-                    let interface = interface.to_owned();
-                    return Ok(AttachReport { interface, got, reason, warnings });
-                }
-                Err(Refusal::Busy) => return Err(Self::busy(interface)),
-                Err(Refusal::Other(why)) => refusals.push(format!("{}: {why}", got.name())),
-            }
-        }
-        let what = refusals.join("; ");
-        Err(SteeringError::Attach { interface: interface.to_owned(), what })
-    }
+/// The program's maps, wherever it is hooked.
+pub struct XdpMaps {
+    maps: Maps,
+    slots: SlotTable,
+}
 
-    fn add_vip(&mut self, vip: Ipv4Addr, interface: &str) -> Result<(), SteeringError> {
-        let Some(hook) = self.attached.get(interface) else {
-            return Err(SteeringError::Interface {
-                interface: interface.to_owned(),
-                what: "not attached".to_owned(),
-            });
-        };
-        let slot = match self.vips.get(&vip) {
-            Some(entry) => entry.slot,
-            None => u32::try_from(self.vips.len()).unwrap_or(VIPS_MAX),
-        };
-        if slot >= VIPS_MAX {
-            return Err(SteeringError::TooManyVips);
-        }
-        let entry = Vip {
-            slot,
-            ifindex: hook.link.ifindex,
-            tx_ifindex: hook.tx_ifindex,
-            vlan: 0,
-            mac: hook.link.mac,
-        };
-        let silent = self.loaded.answers.set(slot, 0, 0);
+impl std::fmt::Debug for XdpMaps {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("XdpMaps").field("slots", &self.slots).finish_non_exhaustive()
+    }
+}
+
+impl Steering for XdpMaps {
+    fn place_vip(&mut self, vip: Ipv4Addr, place: Place) -> Result<(), SteeringError> {
+        let entry = self.slots.place(vip, place)?;
+        let silent = self.maps.answers.set(entry.slot, 0, 0);
         silent.map_err(|error| map_error(abi::ANSWERS, &error))?;
-        let added = self.loaded.vips.insert(vip.octets(), entry, 0);
-        added.map_err(|error| map_error(abi::VIPS, &error))?;
-        self.vips.insert(vip, entry);
-        Ok(())
+        let added = self.maps.vips.insert(vip.octets(), entry, 0);
+        added.map_err(|error| map_error(abi::VIPS, &error))
     }
 
     fn answer(&mut self, vip: Ipv4Addr, on: bool) -> Result<(), SteeringError> {
-        let entry = self.vips.get(&vip).ok_or(SteeringError::UnknownVip(vip))?;
-        let written = self.loaded.answers.set(entry.slot, u32::from(on), 0);
+        let slot = self.slots.get(vip)?.slot;
+        let written = self.maps.answers.set(slot, u32::from(on), 0);
         written.map_err(|error| map_error(abi::ANSWERS, &error))
     }
 
-    fn beat(&mut self, now_ns: u64) -> Result<(), SteeringError> {
-        self.control.beat_ns = now_ns;
-        self.write_control()
-    }
-
-    fn set_stale_after(&mut self, nanoseconds: u64) -> Result<(), SteeringError> {
-        self.control.stale_after_ns = nanoseconds;
-        self.write_control()
+    fn answer_until(&mut self, until_ns: u64) -> Result<(), SteeringError> {
+        let written = self.maps.control.set(0, Control { answer_until_ns: until_ns }, 0);
+        written.map_err(|error| map_error(abi::CONTROL, &error))
     }
 
     fn counters(&self) -> Result<Counters, SteeringError> {
         let mut counters = Counters::default();
         for reason in Reason::ALL {
-            let by_cpu = self.loaded.counters.get(&(reason as u32), 0);
+            let by_cpu = self.maps.counters.get(&(reason as u32), 0);
             let by_cpu = by_cpu.map_err(|error| map_error(abi::COUNTERS, &error))?;
             counters.add(reason, by_cpu.iter().sum());
         }
         Ok(counters)
     }
 
+    fn askers(&self) -> Result<Vec<Asker>, SteeringError> {
+        let askers = self.maps.askers.get(&0, 0).map_err(|e| map_error(abi::ASKERS, &e))?;
+        Ok(askers.iter().copied().collect())
+    }
+
     fn next_conflict(&mut self) -> Option<Conflict> {
         // A record of another size is no conflict of ours: skipped, never believed.
         loop {
-            let record = self.loaded.conflicts.next()?;
+            let record = self.maps.conflicts.next()?;
             if let Some(conflict) = abi::Conflict::from_bytes(&record) {
                 return Some(conflict.into());
             }
         }
-    }
-
-    fn detach(&mut self) {
-        self.attached.clear();
     }
 }
 
