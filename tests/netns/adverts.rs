@@ -59,7 +59,7 @@ fn stranger(name: &str, send: impl FnMut(&Pair, Side) -> Result<()> + Send) -> R
 }
 
 #[test]
-#[ignore = "pending: the rules of evidence"]
+#[ignore = "needs CAP_NET_ADMIN: cargo xtask test"]
 fn foreign_adverts_of_the_highest_priority() -> Result<()> {
     let payload = advert(255)?;
     let pair = stranger("adverts of priority 255", |_, _| multicast(&payload, 255))?;
@@ -72,7 +72,7 @@ fn foreign_adverts_of_the_highest_priority() -> Result<()> {
 
 /// Priority 0 says "I resign": of a stranger it means nothing.
 #[test]
-#[ignore = "pending: the rules of evidence"]
+#[ignore = "needs CAP_NET_ADMIN: cargo xtask test"]
 fn foreign_adverts_that_resign() -> Result<()> {
     let payload = advert(0)?;
     stranger("adverts of priority 0", |_, _| multicast(&payload, 255)).map(drop)
@@ -80,7 +80,7 @@ fn foreign_adverts_that_resign() -> Result<()> {
 
 /// "The address is at the client's MAC", to each node alone: their own tables are poisoned.
 #[test]
-#[ignore = "pending: the rules of evidence"]
+#[ignore = "needs CAP_NET_ADMIN: cargo xtask test"]
 fn poisoned_arp_to_each_node() -> Result<()> {
     stranger("ARP poison, unicast", |pair, _| {
         let own = mac(&pair.client, "lan")?;
@@ -98,7 +98,7 @@ fn poisoned_arp_to_each_node() -> Result<()> {
 
 /// Two hundred refused adverts of each kind change nothing and are counted by kind.
 #[test]
-#[ignore = "pending: refused adverts in /metrics"]
+#[ignore = "needs CAP_NET_ADMIN: cargo xtask test"]
 fn refused_adverts_are_counted() -> Result<()> {
     let good = advert(255)?;
     let mut bad = good.clone();
@@ -129,7 +129,7 @@ fn refused_adverts_are_counted() -> Result<()> {
 
 /// The adverts of a dead master, recorded on the wire and played again: the survivor stays.
 #[test]
-#[ignore = "pending: the rules of evidence"]
+#[ignore = "needs CAP_NET_ADMIN: cargo xtask test"]
 fn replayed_adverts_of_a_dead_master() -> Result<()> {
     let mut pair = Pair::build("tandem-test", Options::default())?;
     let master = pair.start_both()?;
@@ -160,7 +160,7 @@ fn replayed_adverts_of_a_dead_master() -> Result<()> {
 /// "The address is at the client's MAC", to everybody: clients believe it for a moment, the master
 /// says its own again, and no role changes.
 #[test]
-#[ignore = "pending: the rules of evidence"]
+#[ignore = "needs CAP_NET_ADMIN: cargo xtask test"]
 fn a_forged_announcement_is_answered() -> Result<()> {
     let mut pair = Pair::build("tandem-test", Options::default())?;
     let master = pair.start_both()?;

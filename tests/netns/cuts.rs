@@ -55,14 +55,14 @@ fn backup(times_ms: &[u64]) -> Result<()> {
 }
 
 #[test]
-#[ignore = "pending: the rules of evidence"]
+#[ignore = "needs CAP_NET_ADMIN: cargo xtask test"]
 fn cuts_of_the_backup_are_not_seen() -> Result<()> {
     backup(&[20, 30, 40, 50, 150, 300, 5000])
 }
 
 /// The lengths at which a takeover begins and the heal meets it half way, again and again.
 #[test]
-#[ignore = "pending: the rules of evidence"]
+#[ignore = "needs CAP_NET_ADMIN: cargo xtask test"]
 fn cuts_about_the_dead_time_are_not_seen() -> Result<()> {
     backup(&[35, 38, 40, 42, 44, 46, 48, 55, 60, 70])
 }
@@ -70,7 +70,7 @@ fn cuts_about_the_dead_time_are_not_seen() -> Result<()> {
 /// The master is cut off, the clients are with the backup: it takes over, and keeps the address
 /// at the heal, because it alone answered clients.
 #[test]
-#[ignore = "pending: the rules of evidence"]
+#[ignore = "needs CAP_NET_ADMIN: cargo xtask test"]
 fn cut_of_the_master_with_clients_on_the_other_side() -> Result<()> {
     let mut pair = Pair::build("tandem-test", Options::default())?;
     let mut master = pair.start_both()?;

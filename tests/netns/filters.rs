@@ -58,14 +58,14 @@ fn filtered(what: What, promotions_max: usize) -> Result<Pair> {
 
 /// The guardians' port: beats and the control connection.
 #[test]
-#[ignore = "pending: the rules of evidence"]
+#[ignore = "needs CAP_NET_ADMIN: cargo xtask test"]
 fn filtered_port_of_the_guardians() -> Result<()> {
     filtered(What::Port(7700), 1).map(drop)
 }
 
 /// The engines' port: the streams. The guardians hear each other, so nobody takes over.
 #[test]
-#[ignore = "pending: the rules of evidence"]
+#[ignore = "needs CAP_NET_ADMIN: cargo xtask test"]
 fn filtered_port_of_the_engines() -> Result<()> {
     filtered(What::Port(7701), 0).map(drop)
 }
@@ -112,7 +112,7 @@ fn misfit(words: &[&str], spoil: impl FnOnce(&mut Pair) -> Result<()>) -> Result
 }
 
 #[test]
-#[ignore = "pending: the rules of evidence"]
+#[ignore = "needs CAP_NET_ADMIN: cargo xtask test"]
 fn misfit_key() -> Result<()> {
     misfit(&["key"], |pair| {
         let other = pair.file("other.key");
@@ -125,7 +125,7 @@ fn misfit_key() -> Result<()> {
 }
 
 #[test]
-#[ignore = "pending: the rules of evidence"]
+#[ignore = "needs CAP_NET_ADMIN: cargo xtask test"]
 fn misfit_cluster() -> Result<()> {
     misfit(&["cluster"], |pair| {
         pair.edit_config(Side::B, |text| {
@@ -135,7 +135,7 @@ fn misfit_cluster() -> Result<()> {
 }
 
 #[test]
-#[ignore = "pending: the rules of evidence"]
+#[ignore = "needs CAP_NET_ADMIN: cargo xtask test"]
 fn misfit_side() -> Result<()> {
     misfit(&["side"], |pair| {
         pair.edit_config(Side::B, |text| text.replace("side = \"b\"", "side = \"a\""))
@@ -143,7 +143,7 @@ fn misfit_side() -> Result<()> {
 }
 
 #[test]
-#[ignore = "pending: the rules of evidence"]
+#[ignore = "needs CAP_NET_ADMIN: cargo xtask test"]
 fn misfit_heartbeat() -> Result<()> {
     misfit(&["heartbeat", "beat", "timing"], |pair| {
         pair.edit_config(Side::B, |text| text.replace("[node]\n", "[node]\nheartbeat = \"20ms\"\n"))

@@ -18,14 +18,14 @@ fn printed_since(pair: &Pair, side: Side, before: usize) -> String {
 /// The former master's LAN cable comes back after more than 3 s: it becomes a backup without
 /// having been master in between.
 #[test]
-#[ignore = "pending: the rules of evidence"]
+#[ignore = "needs CAP_NET_ADMIN: cargo xtask test"]
 fn carrier_back_without_a_reign_in_between() -> Result<()> {
     carrier_back(&[Network::Lan])
 }
 
 /// The same with both cables.
 #[test]
-#[ignore = "pending: the rules of evidence"]
+#[ignore = "needs CAP_NET_ADMIN: cargo xtask test"]
 fn both_carriers_back_without_a_reign_in_between() -> Result<()> {
     carrier_back(&Network::ALL)
 }

@@ -366,6 +366,15 @@ impl Node {
         self.peer.as_ref().map(|peer| peer.heard_on(now)).unwrap_or_default()
     }
 
+    /// Whether the segment of `instance` is reached, and whether there is a third host to ask.
+    #[must_use]
+    pub fn segment(&self, now: Instant, instance: usize) -> Option<(Reach, bool)> {
+        let config = self.peer.as_ref().map(Peer::config);
+        let segment = self.segments.get(instance)?;
+        let reach = config.map(|config| segment.reach(now, config.beat, config.dead_time()));
+        Some((reach.unwrap_or(Reach::Unknown), segment.has_targets()))
+    }
+
     /// Promotions that may follow without a write of the state file.
     #[must_use]
     pub fn epochs_reserved(&self) -> u16 {
@@ -469,8 +478,9 @@ impl Node {
     /// A third host has answered our ARP request on the segment of `instance`.
     pub fn handle_life(&mut self, now: Instant, instance: usize) {
         self.wake(now);
+        let beat = self.peer.as_ref().map(|peer| peer.config().beat).unwrap_or_default();
         if let Some(segment) = self.segments.get_mut(instance) {
-            segment.handle_life(now);
+            segment.handle_life(now, beat);
         }
         self.finish(now);
     }

@@ -46,6 +46,8 @@ pub(super) struct Segment {
     targets: bool,
     /// A third host answered, last.
     life: Option<Instant>,
+    /// The first answer after questions that nobody answered.
+    answered_since: Option<Instant>,
     peer_arp: Option<Instant>,
     peer_advert: Option<Instant>,
     claim: Option<Instant>,
@@ -62,6 +64,7 @@ impl Segment {
             carrier_at: now,
             targets: false,
             life: None,
+            answered_since: None,
             peer_arp: None,
             peer_advert: None,
             claim: None,
@@ -77,8 +80,18 @@ impl Segment {
         self.carrier = up;
     }
 
-    pub(super) const fn handle_life(&mut self, now: Instant) {
+    pub(super) fn handle_life(&mut self, now: Instant, beat: Duration) {
+        let asked = self.doubt.unwrap_or(now).max(self.life.unwrap_or(self.carrier_at));
+        if now > asked + beat * 2 {
+            self.answered_since = Some(now);
+        }
         self.life = Some(now);
+    }
+
+    /// The segment has answered all along, or for `time` again: whoever could not be heard because
+    /// of this node's own cable has had time to be.
+    pub(super) fn is_settled(&self, now: Instant, time: Duration) -> bool {
+        self.answered_since.is_none_or(|since| now >= since + time)
     }
 
     /// Who was there when the doubt began is asked until it ends.
@@ -206,7 +219,9 @@ mod tests {
         segment.handle_targets(true);
         assert_eq!(reach(&segment, 39), Reach::Unknown);
         assert_eq!(reach(&segment, 40), Reach::Lost);
-        segment.handle_life(t + 41 * MS);
+        segment.handle_life(t + 41 * MS, BEAT);
+        assert!(!segment.is_settled(t + 60 * MS, 25 * MS), "it was asked in vain before");
+        assert!(segment.is_settled(t + 66 * MS, 25 * MS));
         assert_eq!(reach(&segment, 42), Reach::Whole);
         assert_eq!(reach(&segment, 82), Reach::Lost, "and nobody since");
         segment.handle_targets(false);

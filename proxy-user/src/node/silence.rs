@@ -84,7 +84,13 @@ impl Node {
                 return Silence::Undecided;
             }
         }
-        if host || self.reached(now) {
+        let reached = self.reached(now);
+        let ear = config.ear_time();
+        let settled = self.segments.iter().all(|segment| segment.is_settled(now, ear));
+        if reached && !settled {
+            return Silence::Undecided; // we were cut off until a moment ago
+        }
+        if host || reached {
             return Silence::Gone;
         }
         let waited = now >= heard + config.isolation_time() || self.reach(now) == Reach::Lost;

@@ -13,11 +13,11 @@ pub(super) struct Manifest {
 const OURS: [&str; 7] =
     ["proxy-common", "proxy-ebpf", "vrrp", "cache", "proxy-user", "tests", "xtask"];
 
-/// `proxy-common <- {proxy-ebpf, proxy-user}`, `{vrrp, cache} <- proxy-user <- tests`.
+/// `proxy-common <- {proxy-ebpf, vrrp, proxy-user}`, `{vrrp, cache} <- proxy-user <- tests`.
 pub(super) const MANIFESTS: &[Manifest] = &[
     Manifest { path: "proxy-ebpf/common/Cargo.toml", may: &[] },
     Manifest { path: "proxy-ebpf/Cargo.toml", may: &["proxy-common"] },
-    Manifest { path: "vrrp/Cargo.toml", may: &[] },
+    Manifest { path: "vrrp/Cargo.toml", may: &["proxy-common"] },
     Manifest { path: "cache/Cargo.toml", may: &[] },
     Manifest { path: "proxy-user/Cargo.toml", may: &["proxy-common", "vrrp", "cache"] },
     Manifest { path: "tests/Cargo.toml", may: &["proxy-common", "vrrp", "cache", "proxy-user"] },

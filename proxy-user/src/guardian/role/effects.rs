@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use super::Role;
 use crate::control::message::{SyncCommand, ToEngine};
-use crate::node::{Answer, Effect, Event, Lease, PeerMessage};
+use crate::node::{Answer, Effect, Lease, PeerMessage};
 
 impl Role {
     /// Until the node wants nothing more.
@@ -27,7 +27,12 @@ impl Role {
                         self.node.handle_address(now, on);
                     }
                 }
-                Effect::Probe { instance } => self.segments.probe(instance, now),
+                Effect::Probe { instance } => {
+                    self.segments.probe(instance, now);
+                    if let Some((probes, _)) = self.asked.get_mut(instance) {
+                        *probes += 1;
+                    }
+                }
                 Effect::AskWitness(question) => {
                     let number = question.number;
                     self.node.handle_witness(now, Answer::Unreachable { number });
@@ -98,83 +103,5 @@ impl Role {
         if let Err(error) = engine.channel.send(message) {
             tracing::debug!(%error, "cannot reach the engine");
         }
-    }
-
-    /// One log line for what matters.
-    fn event(&mut self, now: Instant, event: &Event) {
-        match *event {
-            Event::RoleChanged { from, to, epoch, cause } => {
-                tracing::info!(%from, %to, %epoch, cause = cause.as_str(), "role");
-                self.status.role_changed(to, cause.as_str());
-                self.status.event(&format!("{from} to {to}, epoch {epoch}: {}", cause.as_str()));
-                self.publish(now);
-            }
-            Event::Promoting { epoch, cause } => {
-                tracing::info!(%epoch, cause = cause.as_str(), "promoting");
-            }
-            Event::PromotionFailed { epoch, cause } => {
-                tracing::warn!(%epoch, cause = cause.as_str(), "promotion given up");
-            }
-            Event::PeerBoot(boot) => tracing::info!(boot = boot.0, "the peer started"),
-            Event::PeerHeard(true) => tracing::info!("the peer is heard"),
-            Event::PeerHeard(false) => tracing::warn!("the peer is not heard any more"),
-            Event::SecondMaster { we_win } => {
-                tracing::warn!(we_win, "a second master is heard: the pair was divided");
-            }
-            Event::Stalled(time) => tracing::warn!(?time, "this thread was not run"),
-            Event::DiskRecovered => tracing::info!("the state file can be written again"),
-            Event::LossyTakeover { lineage } => {
-                tracing::error!(
-                    ?lineage,
-                    "TOOK OVER WITHOUT BEING IN SYNC: what the peer alone held is lost"
-                );
-                self.alarm("took over without being in sync: what the peer alone held is lost");
-            }
-            Event::ForkLost(alone) => {
-                let most = 1_u64.checked_shl(alone.0.into()).unwrap_or(u64::MAX);
-                tracing::error!(
-                    fewer_than = most,
-                    "TOOK the other's content: answers this node gave alone are lost"
-                );
-                self.alarm("took the other node's content: answers given alone are lost");
-            }
-            Event::DiskFailed => {
-                tracing::error!("the state file cannot be written: a few promotions are reserved");
-                self.alarm("the state file cannot be written: a few promotions are reserved");
-            }
-            Event::EpochsLow { left } => {
-                tracing::error!(left, "few epochs are left: plan to reset both state files");
-                self.alarm("few epochs are left: plan to reset both state files");
-            }
-            Event::ForeignMaster => {
-                tracing::error!("a foreign VRRP router took the address: this node yields");
-                self.alarm("a foreign VRRP router took the address");
-            }
-            Event::ForeignAdverts => {
-                tracing::error!("adverts of a stronger router for our address: not believed");
-                self.alarm("adverts of a stronger router for our address");
-            }
-            Event::Blocked(true) => {
-                tracing::error!("somebody owns our addresses and is no peer: this node stays out");
-                self.alarm("somebody owns our addresses, and no beat of it can be read");
-            }
-            Event::Blocked(false) => tracing::info!("nobody else owns our addresses any more"),
-            Event::Reach(reach) => tracing::warn!(?reach, "reach of the addresses' segment"),
-            Event::PeerReach(reach) => tracing::info!(?reach, "the peer's reach of its segment"),
-            Event::Damped(pause) => {
-                tracing::error!(?pause, "too many promotions without proof: the next waits");
-                self.alarm("too many promotions without proof: the next waits");
-            }
-            Event::Witness(answer) => tracing::info!(?answer, "witness"),
-            Event::Refused(refused) => {
-                tracing::error!(%refused, "a rule tried a change that is not allowed");
-                self.alarm("a rule tried a change that is not allowed");
-            }
-        }
-    }
-
-    /// What an operator must look at.
-    fn alarm(&self, text: &str) {
-        self.status.event(&format!("ALARM: {text}"));
     }
 }

@@ -5,6 +5,7 @@
 
 mod disk;
 mod effects;
+mod report;
 
 use std::io;
 use std::os::fd::AsFd;
@@ -22,7 +23,7 @@ use super::fault::Fault;
 use super::mailbox::{Inbox, News, NewsSender, Order, Orders};
 use super::peer::{Input, Introduction, PeerLink};
 use super::start::PeerSockets;
-use super::status::{PeerFacts, RefusedAdverts, StatusHandle};
+use super::status::{RefusedAdverts, StatusHandle};
 use super::steering::{Carrier, Report, Segments, Sign};
 use crate::config::{Config, Side};
 use crate::control::channel::{ChannelError, GuardianEnd};
@@ -110,6 +111,11 @@ struct Role {
     refused: RefusedAdverts,
     resigning: bool,
     done: bool,
+    /// Per address: probes sent, and answers of third hosts.
+    asked: Vec<(u64, u64)>,
+    disk_failures: u64,
+    /// Paths to the peer.
+    paths: usize,
 }
 
 impl std::fmt::Debug for Role {
@@ -181,6 +187,9 @@ impl Role {
             refused: RefusedAdverts::default(),
             resigning: false,
             done: false,
+            asked: vec![(0, 0); config.vips.len()],
+            disk_failures: 0,
+            paths: config.node.pair.as_ref().map_or(0, |pair| pair.peers.len()),
         };
         role.perform(now);
         Ok(role)
@@ -393,40 +402,17 @@ impl Role {
         let now = Instant::now();
         for event in self.segments.signs(now) {
             match event.sign {
-                Sign::Life => self.node.handle_life(now, event.instance),
+                Sign::Life => {
+                    if let Some((_, answers)) = self.asked.get_mut(event.instance) {
+                        *answers += 1;
+                    }
+                    self.node.handle_life(now, event.instance);
+                }
                 Sign::Targets(known) => self.node.handle_targets(now, event.instance, known),
                 Sign::Contact(contact) => self.node.handle_contact(now, event.instance, contact),
             }
             self.perform(now);
         }
-    }
-
-    /// What others may see of the peer and the program.
-    pub(super) fn publish(&mut self, now: Instant) {
-        self.status_at = now + STATUS_EVERY;
-        if let Some(counters) = self.segments.counters() {
-            self.status.frames(counters);
-        }
-        let counters = || self.node.vrrp().iter().map(vrrp::Instance::counters);
-        counters().enumerate().for_each(|(vip, counters)| self.status.adverts(vip, counters));
-        if let Some(text) = self.refused.turn(now, counters()) {
-            tracing::warn!("{text}");
-        }
-        let Some(link) = &self.link else { return };
-        let stats = link.stats();
-        let beat = self.node.peer(now);
-        self.status.peer(PeerFacts {
-            connected: stats.connections > 0,
-            name: stats.name,
-            version: stats.version,
-            state: beat.map(|beat| beat.state),
-            epoch: beat.map(|beat| beat.epoch.get()),
-            beats_sent: stats.beats_sent,
-            beats_received: stats.beats_received,
-            refused: stats.refused,
-            refused_reason: stats.refused_reason,
-            datagrams_refused: stats.datagrams_refused,
-        });
     }
 }
 

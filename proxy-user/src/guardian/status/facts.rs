@@ -5,7 +5,6 @@
 //! values are atomics. Neither ever waits for a reader.
 
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
-use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use vrrp::Refusal;
@@ -230,8 +229,6 @@ facts! {
         /// `whole`, `deaf` (we hear nothing there), `mute` (the peer hears nothing), `silent`
         /// (neither) or empty while unknown; the metric is 1 for `whole`.
         ears: &'static str, is("peer_path_whole", "whole"), row("ears");
-        /// What the peer last said of the age of the last thing that it heard of us there.
-        heard_of_us_ms: Option<Age>, gauge("peer_heard_of_us_seconds"), row("heard of us");
     }
 
     /// Whether the two nodes hold the same.
@@ -523,22 +520,6 @@ impl Tell for Carrier {
             0 => Value::Nothing,
             carrier => Value::Flag(carrier == 2),
         }
-    }
-}
-
-/// An age told by somebody else.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Age(u64);
-
-impl From<Duration> for Age {
-    fn from(age: Duration) -> Self {
-        Self(u64::try_from(age.as_nanos()).unwrap_or(u64::MAX))
-    }
-}
-
-impl Tell for Age {
-    fn tell(&self, _: &Moment<'_>) -> Value {
-        milliseconds(self.0)
     }
 }
 

@@ -32,7 +32,7 @@ const RETRY: Duration = Duration::from_millis(100);
 const RETRY_MAX: Duration = Duration::from_secs(5);
 /// Routes and interfaces are looked at again after this time without news.
 const LOOK: Duration = Duration::from_secs(10);
-/// An address leaves `lo` so long after its reign: the connections on it are closed first, and say so.
+/// An address leaves `lo` so long after its reign: the connections on it are closed first.
 const LEAVE: Duration = Duration::from_millis(100);
 /// Smallest retransmission timeout towards the peer: one lost segment must not look like a death.
 const RTO_MIN: Duration = Duration::from_millis(5);

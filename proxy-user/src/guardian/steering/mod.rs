@@ -8,12 +8,12 @@
 //! nobody answers. In mode `off` the address stands on the interface and the kernel answers.
 //!
 //! ```text
-//!  role thread: [Segments] ── adverts, gratuitous ARP, probes ─▶ [Port] one interface, as it is now
+//!  role thread: [Segments] ── adverts, gratuitous ARP, probes ─▶ [Port] one interface as it is
 //!     │  ▲          └── answer, lease, askers ─▶ [Steering] the program's maps
 //!   wishes, orders      (Prober) who lives on the segment     (SlotTable)
 //!     ▼  │
-//!  netlink thread: [Host] addresses, ports, [XdpHooks], routes, settings: all that may wait for the
-//!                         kernel's network lock, which others may hold for 200 ms
+//!  netlink thread: [Host] addresses, ports, [XdpHooks], routes, settings: all that may wait for
+//!                         the kernel's network lock, which others may hold for 200 ms
 //! ```
 //!
 //! Driven by the guardian's role thread, in the order of its effects ([`Segments`]). It has no rule

@@ -1,5 +1,5 @@
-//! Everything that is bound to one interface as it is now. When the interface is made again, or gets
-//! another Ethernet or own address, a new one is opened and this one is dropped.
+//! Everything that is bound to one interface as it is now. When the interface is made again, or
+//! gets another Ethernet or own address, a new one is opened and this one is dropped.
 
 use std::net::{IpAddr, Ipv4Addr};
 

@@ -1,5 +1,5 @@
-//! Steering by the XDP program: its hooks in interfaces, and its maps. Two values, because attaching
-//! waits for the kernel's network lock and a map write waits for nobody.
+//! Steering by the XDP program: its hooks in interfaces, and its maps. Two values, because
+//! attaching waits for the kernel's network lock and a map write waits for nobody.
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;

@@ -10,7 +10,7 @@ use crate::control::counters::{Counter, Kind};
 use crate::control::message::{Hello, StoreReport};
 use crate::control::role::State as Role;
 use crate::control::shared::{Held, Seat, SharedPage};
-use crate::guardian::status::{Age, Check, DiskFacts, Ears, PeerFacts, SegmentFacts, WitnessFacts};
+use crate::guardian::status::{Check, DiskFacts, Ears, PeerFacts, SegmentFacts, WitnessFacts};
 use crate::guardian::steering::{AttachReport, Attached};
 use crate::http::Reason;
 
@@ -82,8 +82,7 @@ fn fill(status: &StatusHandle) {
         refused_reason: Some(format!("wrong key {EVIL}")),
         datagrams_refused: 5,
     });
-    status
-        .path(0, Ears { ears: "whole", heard_of_us_ms: Some(Age::from(Duration::from_millis(4))) });
+    status.path(0, Ears { ears: "whole" });
     status.segment(0, SegmentFacts { reached: Some(true), askable: true, probes: 40, answers: 39 });
     status.disk(DiskFacts { state: "ok", reserved: 100, left: Some(16_000), failures: 1 });
     status.witness(WitnessFacts {
@@ -362,7 +361,6 @@ fn complete(text: &str) {
         "tandem_engine_up 1",
         "tandem_alarm{cause=\"peer_key\"} 1",
         "tandem_peer_rtt_seconds{path=\"192.0.2.2:7700\"} 0.00018",
-        "tandem_peer_heard_of_us_seconds{path=\"192.0.2.2:7700\"} 0.004",
         "tandem_witness_granted 1",
         "tandem_disk_ok 1",
         "tandem_serving 1",
