@@ -42,10 +42,11 @@ pub fn run(control: OwnedFd) -> Result<(), EngineError> {
     let channel = Arc::new(EngineEnd::new(control));
     let (message, mut descriptors) = channel.recv(CONFIG_TIME)?;
     let ToEngine::Config(snapshot) = message else { return Err(EngineError::Version) };
-    if snapshot.version != message::VERSION || descriptors.is_empty() {
+    if snapshot.version != message::VERSION || descriptors.len() < 2 {
         return Err(EngineError::Version);
     }
-    let page = SharedPage::open(descriptors.remove(0).as_fd())?;
+    let (ruling, work) = (descriptors.remove(0), descriptors.remove(0));
+    let page = SharedPage::open(ruling.as_fd(), work.as_fd())?;
     mark_on_fatal_signals()?;
     let seat = page.hold(Seat::Engine)?;
     let store =
