@@ -114,6 +114,8 @@ struct Role {
     /// Per address: probes sent, and answers of third hosts.
     asked: Vec<(u64, u64)>,
     disk_failures: u64,
+    /// Somebody owns our addresses: the likely cause that was said.
+    blocked_by: Option<String>,
     /// Paths to the peer.
     paths: usize,
 }
@@ -189,6 +191,7 @@ impl Role {
             done: false,
             asked: vec![(0, 0); config.vips.len()],
             disk_failures: 0,
+            blocked_by: None,
             paths: config.node.pair.as_ref().map_or(0, |pair| pair.peers.len()),
         };
         role.perform(now);

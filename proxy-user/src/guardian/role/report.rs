@@ -37,6 +37,7 @@ impl Role {
             Event::Blocked(false) => {
                 tracing::info!("nobody else owns our addresses any more");
                 self.status.alarm("addresses_owned", false);
+                self.blocked_by = None;
             }
             Event::Reach(reach) => {
                 tracing::info!(?reach, "reach of the addresses' segment");
@@ -77,7 +78,10 @@ impl Role {
             Event::Blocked(_) => {
                 self.status.alarm("addresses_owned", true);
                 let cause = self.likely_cause();
-                format!("somebody owns our addresses, no beat of it can be read: {cause}")
+                let text =
+                    format!("somebody owns our addresses, no beat of it can be read: {cause}");
+                self.blocked_by = Some(cause);
+                text
             }
             Event::Damped(pause) => {
                 format!("too many promotions without proof: the next waits {pause:?}")
@@ -111,6 +115,10 @@ impl Role {
             tracing::warn!("{text}");
         }
         self.publish_evidence(now);
+        // the cause may be seen later than the effect; said once for each
+        if self.blocked_by.as_ref().is_some_and(|said| *said != self.likely_cause()) {
+            self.alarming(&Event::Blocked(true));
+        }
         let Some(link) = &self.link else { return };
         let stats = link.stats();
         let beat = self.node.peer(now);
