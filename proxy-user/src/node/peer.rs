@@ -71,6 +71,8 @@ pub(crate) struct Peer {
     sent: VecDeque<(u64, Instant)>,
     last_sent: u64,
     control: Control,
+    /// Our newest beat when the connection ended: who echoes a later one lived after that.
+    ended_after: u64,
 }
 
 impl Peer {
@@ -87,6 +89,7 @@ impl Peer {
             sent: VecDeque::new(),
             last_sent: 0,
             control: Control::Down,
+            ended_after: 0,
         }
     }
 
@@ -250,8 +253,10 @@ impl Peer {
         }
         self.newest = Some(*beat);
         self.heard = Some(now);
-        if matches!(self.control, Control::Closed(_) | Control::Dead) {
-            self.control = Control::Down;
+        let ended = matches!(self.control, Control::Closed(_) | Control::Dead);
+        // a beat from before the end may be read after it
+        if !known || (ended && echo.is_some_and(|number| number > self.ended_after)) {
+            self.control = Control::Up;
         }
         if known { Heard::New } else { Heard::NewBoot }
     }
@@ -268,10 +273,17 @@ impl Peer {
     }
 
     pub(crate) fn handle_control(&mut self, now: Instant, event: ControlEvent) {
+        let ended = matches!(self.control, Control::Closed(_) | Control::Dead);
+        if event == ControlEvent::ClosedByPeer && !ended {
+            self.ended_after = self.last_sent;
+        }
         self.control = match event {
+            // another of its connections takes the place of the one that ended, and may be the
+            // next to end: that denies nothing
+            ControlEvent::Connected | ControlEvent::Lost if ended => self.control,
             ControlEvent::Connected => Control::Up,
             ControlEvent::ClosedByPeer if self.control == Control::Up => Control::Closed(now),
-            ControlEvent::Refused if matches!(self.control, Control::Closed(_)) => Control::Dead,
+            ControlEvent::Refused if ended => Control::Dead,
             ControlEvent::ClosedByPeer | ControlEvent::Refused => self.control,
             ControlEvent::Lost => Control::Down,
         };

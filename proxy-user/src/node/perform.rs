@@ -556,7 +556,7 @@ impl Node {
         let config = peer.config();
         let interval = match peer.control() {
             // whoever of us lives must be heard soon
-            Control::Closed(_) => config.ask,
+            Control::Closed(at) if now < at + config.dead_time() => config.ask,
             // a follower answers each beat of its master; its own pace is for when they are lost
             _ if follows => config.beat * 5 / 4,
             _ => config.beat,

@@ -423,6 +423,21 @@ fn a_closed_connection_is_a_death_unless_a_beat_denies_it() {
         assert_eq!(bench.node.state(), state, "{event:?} {beats} {refused}");
         assert!(bench.beats.len() > before, "whoever lives says so at once");
     }
+    // it has a connection by each path: whichever ends first, the others' ends deny nothing, and
+    // no beat from before the end does
+    for later in [ControlEvent::Connected, ControlEvent::Lost, ControlEvent::ClosedByPeer] {
+        let mut bench = Bench::synced();
+        bench.node.handle_control(bench.now, ControlEvent::Connected);
+        let old = bench.peer.echo;
+        let before = bench.beats.last().map(|beat| Echo { boot: BootId(1), number: beat.number });
+        bench.node.handle_control(bench.now, ControlEvent::ClosedByPeer);
+        bench.node.handle_control(bench.now, later);
+        bench.hear(|peer| peer.echo = before);
+        bench.node.handle_control(bench.now, ControlEvent::Refused);
+        bench.perform();
+        assert_eq!(bench.node.state(), State::MasterSolo, "{later:?}");
+        bench.peer.echo = old;
+    }
     // a farewell says that its end will prove nothing
     let mut bench = Bench::synced();
     bench.node.handle_control(bench.now, ControlEvent::Connected);
