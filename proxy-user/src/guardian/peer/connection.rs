@@ -83,23 +83,23 @@ impl Connection {
             _ => {}
         }
         let shake = Handshake::new(key, true).ok_or(io::ErrorKind::Other)?;
-        Ok(Self::new(now, socket.into(), to, Stage::Connecting(shake), true))
+        Ok(Self::new(now + HANDSHAKE_TIME, socket.into(), to, Stage::Connecting(shake), true))
     }
 
-    /// Takes an accepted one.
+    /// Takes an accepted one, whose handshake must be through at `until`.
     pub(super) fn accept(
-        now: Instant,
+        until: Instant,
         socket: TcpStream,
         remote: SocketAddr,
         key: &Secret<32>,
     ) -> io::Result<Self> {
         socket.set_nonblocking(true)?;
         let shake = Handshake::new(key, false).ok_or(io::ErrorKind::Other)?;
-        Ok(Self::new(now, socket, remote, Stage::Shaking(shake), false))
+        Ok(Self::new(until, socket, remote, Stage::Shaking(shake), false))
     }
 
     fn new(
-        now: Instant,
+        until: Instant,
         socket: TcpStream,
         remote: SocketAddr,
         stage: Stage,
@@ -112,7 +112,7 @@ impl Connection {
         Self {
             socket,
             stage: Some(stage),
-            until: now + HANDSHAKE_TIME,
+            until,
             input: Vec::new(),
             output: VecDeque::new(),
             sent: 0,

@@ -9,6 +9,7 @@
 
 mod asker;
 mod connection;
+mod places;
 mod session;
 #[cfg(test)]
 mod tests;
@@ -27,6 +28,7 @@ use crate::node::{ControlEvent, PeerMessage, Via};
 
 use asker::Asker;
 use connection::{Connection, End};
+use places::{ACCEPTS_MAX, Admission, admit};
 use session::{Refused, Session};
 
 pub(super) use session::Introduction;
@@ -35,8 +37,8 @@ pub(super) use session::Introduction;
 const REDIAL: Duration = Duration::from_millis(100);
 /// After a refusal: strangers do not change soon.
 const REDIAL_REFUSED: Duration = Duration::from_secs(1);
-/// Accepted connections at one time, handshakes included.
-const CONNECTIONS_MAX: usize = 32;
+/// After an accept that the host could not serve (no descriptors): when to try again.
+const ACCEPT_RETRY: Duration = Duration::from_millis(50);
 /// Sessions kept without their connection.
 const KEPT_MAX: usize = 8;
 /// Datagrams taken from one socket in one turn.
@@ -107,6 +109,8 @@ pub(super) struct PeerLink {
     opened: u64,
     /// Serial of the control connection.
     current: Option<u64>,
+    /// Nothing is accepted before then.
+    accept_at: Option<Instant>,
     /// The control connection has ended: is there still a guardian?
     asker: Option<Asker>,
     stats: PeerStats,
@@ -134,6 +138,7 @@ impl PeerLink {
             kept: Vec::new(),
             opened: 0,
             current: None,
+            accept_at: None,
             asker: None,
             said: None,
         }
@@ -147,7 +152,9 @@ impl PeerLink {
 
     /// Everything to poll.
     pub(super) fn interests(&self) -> impl Iterator<Item = (BorrowedFd<'_>, PollFlags)> {
-        let listeners = self.sockets.tcp.iter().map(|socket| (socket.as_fd(), PollFlags::POLLIN));
+        // without descriptors a waiting connection would wake this thread without end
+        let listeners = self.sockets.tcp.iter().filter(|_| self.accept_at.is_none());
+        let listeners = listeners.map(|socket| (socket.as_fd(), PollFlags::POLLIN));
         let datagrams = self.sockets.udp.iter().map(|socket| (socket.as_fd(), PollFlags::POLLIN));
         let links =
             self.links.iter().map(|link| (link.connection.as_fd(), link.connection.interest()));
@@ -160,7 +167,8 @@ impl PeerLink {
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
         let handshakes = self.links.iter().filter_map(|link| link.connection.deadline());
         let asked = self.asker.as_ref().and_then(Asker::poll_timeout);
-        self.dial_at.iter().copied().flatten().chain(handshakes).chain(asked).min()
+        let dials = self.dial_at.iter().copied().flatten();
+        dials.chain(handshakes).chain(asked).chain(self.accept_at).min()
     }
 
     /// Takes everything that has arrived, datagrams first.
@@ -284,17 +292,51 @@ impl PeerLink {
     }
 
     fn accept(&mut self, now: Instant) {
-        for listener in &self.sockets.tcp {
-            while let Ok((socket, remote)) = listener.accept() {
-                if self.links.len() >= CONNECTIONS_MAX {
-                    // A stranger holds the places for two seconds at most.
-                    self.stats.refused += 1;
-                    continue;
-                }
-                if let Ok(connection) = Connection::accept(now, socket, remote, &self.key) {
-                    self.links.push(Link { serial: 0, path: None, connection, session: None });
+        if self.accept_at.is_some_and(|at| now < at) {
+            return;
+        }
+        self.accept_at = None;
+        for listener in 0..self.sockets.tcp.len() {
+            for _ in 0..ACCEPTS_MAX {
+                let Some(socket) = self.sockets.tcp.get(listener) else { break };
+                match socket.accept() {
+                    Ok((socket, remote)) => self.admit(now, socket, remote),
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                    // it was gone before we came
+                    Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
+                    Err(error) => {
+                        tracing::warn!(%error, "cannot accept a connection on the peer port");
+                        self.accept_at = Some(now + ACCEPT_RETRY);
+                        return;
+                    }
                 }
             }
+        }
+    }
+
+    fn admit(&mut self, now: Instant, socket: std::net::TcpStream, remote: SocketAddr) {
+        let runs = |link: &Link| link.serial == 0 && !link.connection.dialled;
+        let running: Vec<usize> =
+            (0..self.links.len()).filter(|index| runs(&self.links[*index])).collect();
+        let sources: Vec<_> =
+            running.iter().map(|index| self.links[*index].connection.remote.ip()).collect();
+        let peers: Vec<_> = self.paths.iter().map(SocketAddr::ip).collect();
+        let time = match admit(remote.ip(), &peers, &sources) {
+            Admission::Take(time) => time,
+            Admission::Replace(eldest, time) => {
+                if let Some(index) = running.get(eldest) {
+                    self.stats.refused += 1;
+                    self.links.remove(*index);
+                }
+                time
+            }
+            Admission::Refuse => {
+                self.stats.refused += 1;
+                return;
+            }
+        };
+        if let Ok(connection) = Connection::accept(now + time, socket, remote, &self.key) {
+            self.links.push(Link { serial: 0, path: None, connection, session: None });
         }
     }
 

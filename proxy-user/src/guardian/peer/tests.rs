@@ -160,3 +160,28 @@ fn garbage_is_counted() {
         assert_eq!(a.turn(Instant::now()), vec![]);
     }
 }
+
+/// Whatever a crowd without the key does, the peer is let in at once, and its beats go on.
+#[test]
+fn a_crowd_without_the_key_keeps_nobody_out() {
+    let (mut a, mut b) = pair(introduction(Side::A, 1), introduction(Side::B, 2), [1, 1]);
+    let to = b.sockets.tcp[0].local_addr().unwrap();
+    // loopback is the peer's own address here: the crowd must come from another
+    let from = |n: u8| SocketAddr::from(([127, 0, 1, n], 0));
+    let crowd: Vec<socket2::Socket> = (1..=200_u8)
+        .filter_map(|n| {
+            let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None);
+            let socket = socket.unwrap();
+            socket.bind(&from(n).into()).unwrap();
+            socket.set_nonblocking(true).unwrap();
+            socket.connect(&to.into()).err();
+            Some(socket)
+        })
+        .collect();
+    let begun = Instant::now();
+    turn_until(&mut a, &mut b, |at_a, at_b| connected(at_a) && connected(at_b));
+    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+    assert!(b.links.len() <= 16, "{} places", b.links.len());
+    assert!(b.stats().refused > 0);
+    drop(crowd);
+}

@@ -169,7 +169,7 @@ fn plain(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = socket(address, Type::STREAM, Protocol::TCP)?;
     socket.set_reuse_address(true)?;
     socket.bind(&address.into())?;
-    socket.listen(128)?;
+    socket.listen(1024)?;
     Ok(socket.into())
 }
 

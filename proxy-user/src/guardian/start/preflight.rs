@@ -6,11 +6,17 @@ use std::path::{Path, PathBuf};
 
 use nix::fcntl::{Flock, FlockArg};
 
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+
 use super::super::fault::Fault;
 use crate::config::{Config, Io, XdpMode};
 
 /// io_uring is taken by itself from here on (multishot accept returned wrong descriptors before).
 const URING_FLOOR: (u32, u32) = (6, 9);
+/// Listeners of every worker, links, rings, maps, a few clients.
+const DESCRIPTORS_FLOOR: u64 = 256;
+/// Below this a busy balancer will refuse connections.
+const DESCRIPTORS_WISHED: u64 = 16_384;
 /// `futex_waitv`, by which a death is learned.
 const KERNEL_FLOOR: (u32, u32) = (5, 16);
 
@@ -82,6 +88,7 @@ pub(in crate::guardian) fn host(config: &mut Config) -> Result<Warnings, Fault> 
         config.engine.io = Io::Epoll;
         warnings.push(format!("Linux {release} is older than 6.9: epoll instead of io_uring"));
     }
+    warnings.extend(descriptors()?);
     if !config.vips.is_empty() {
         rights()?;
         for vip in &config.vips {
@@ -90,6 +97,23 @@ pub(in crate::guardian) fn host(config: &mut Config) -> Result<Warnings, Fault> 
         btf(config, &mut warnings);
     }
     Ok(warnings)
+}
+
+/// Raises the soft limit of descriptors to the hard one; the engine inherits it. Too few to work
+/// with at all is refused, too few for many clients is said.
+fn descriptors() -> Result<Option<String>, Fault> {
+    let refused = |errno| Fault::of("the limit of descriptors", errno);
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).map_err(refused)?;
+    let hint = "raise it with `ulimit -Hn 65536`, or LimitNOFILE=65536 in a unit of systemd";
+    if hard < DESCRIPTORS_FLOOR {
+        return Err(Fault::Runtime(format!(
+            "no more than {hard} descriptors are allowed here; tandem needs {DESCRIPTORS_FLOOR} \
+             to start, and one more for each connection\n  hint: {hint}"
+        )));
+    }
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard).map_err(refused)?;
+    let few = hard < DESCRIPTORS_WISHED;
+    Ok(few.then(|| format!("no more than {hard} descriptors are allowed here: {hint}")))
 }
 
 /// (major, minor) of a release such as `6.18.44-fc`; (0, 0) if it cannot be read.

@@ -32,8 +32,9 @@ const RETRY: Duration = Duration::from_millis(100);
 const RETRY_MAX: Duration = Duration::from_secs(5);
 /// Routes and interfaces are looked at again after this time without news.
 const LOOK: Duration = Duration::from_secs(10);
-/// An address leaves `lo` so long after its reign: the connections on it are closed first.
-const LEAVE: Duration = Duration::from_millis(100);
+/// An address leaves `lo` so long after its reign: until then what is left of its connections is
+/// answered, or refused at once, and no client waits for a retransmission.
+const LEAVE: Duration = Duration::from_secs(2);
 /// Smallest retransmission timeout towards the peer: one lost segment must not look like a death.
 const RTO_MIN: Duration = Duration::from_millis(5);
 
