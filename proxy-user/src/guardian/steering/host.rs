@@ -20,7 +20,7 @@ use super::super::status::StatusHandle;
 use super::port::{self, Identity, Port};
 use super::probes::Own;
 use super::xdp::XdpHooks;
-use super::{AttachReport, Mode, Place};
+use super::{AttachReport, Mode, Place, neighbours};
 use crate::config::{Config, Vip};
 
 /// How long the kernel keeps an address that nobody renews.
@@ -35,6 +35,8 @@ const LOOK: Duration = Duration::from_secs(10);
 /// An address leaves `lo` so long after its reign: until then what is left of its connections is
 /// answered, or refused at once, and no client waits for a retransmission.
 const LEAVE: Duration = Duration::from_secs(2);
+/// Between two readings of the kernel's neighbours.
+const NEIGHBOURS: Duration = Duration::from_secs(1);
 /// Smallest retransmission timeout towards the peer: one lost segment must not look like a death.
 const RTO_MIN: Duration = Duration::from_millis(5);
 
@@ -80,6 +82,13 @@ pub(in crate::guardian) enum Report {
         /// This host on the segment.
         own: Box<Own>,
     },
+    /// Whom the kernel talks to there.
+    Neighbours {
+        /// Index of the address in the configuration.
+        instance: usize,
+        /// Who, and where.
+        hosts: Vec<(Ipv4Addr, vrrp::arp::Mac)>,
+    },
     /// All of what a wish to look asked for was reported.
     Looked,
 }
@@ -120,6 +129,7 @@ pub(super) struct Host {
     status: StatusHandle,
     renew_at: Instant,
     look_at: Instant,
+    neighbours_at: Instant,
     retry: Option<(Instant, Duration)>,
     /// Kept to be put back.
     _routes: Vec<RtoMinRoute>,
@@ -188,6 +198,7 @@ impl Host {
             status,
             renew_at: now + RENEW,
             look_at: now + LOOK,
+            neighbours_at: now,
             retry: None,
             _routes: routes(config),
             _settings: settings,
@@ -211,8 +222,9 @@ impl Host {
     fn run(&mut self, inbox: &mpsc::Receiver<Wish>) {
         loop {
             let retry = self.retry.map(|(at, _)| at);
-            let due = [Some(self.renew_at), Some(self.look_at), self.leave_at, retry];
-            let due = due.into_iter().flatten().min().unwrap_or(self.renew_at);
+            let timers = [self.renew_at, self.look_at, self.neighbours_at].map(Some);
+            let due = [self.leave_at, retry].into_iter().chain(timers);
+            let due = due.flatten().min().unwrap_or(self.renew_at);
             match inbox.recv_timeout(due.saturating_duration_since(Instant::now())) {
                 Ok(Wish::Address { on, number }) => self.address(on, number),
                 Ok(Wish::Renew) => self.renew(),
@@ -237,6 +249,13 @@ impl Host {
         }
         if now >= self.look_at {
             self.look();
+        }
+        if now >= self.neighbours_at {
+            self.neighbours_at = now + NEIGHBOURS;
+            for (instance, entry) in self.entries.iter().enumerate() {
+                let hosts = neighbours::read(&entry.vip.interface);
+                self.report(Report::Neighbours { instance, hosts });
+            }
         }
         if self.leave_at.is_some_and(|at| now >= at) {
             self.leave();

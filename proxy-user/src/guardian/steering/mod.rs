@@ -24,6 +24,7 @@ mod host;
 mod link;
 mod loader;
 mod memory;
+mod neighbours;
 mod port;
 mod probes;
 mod segments;

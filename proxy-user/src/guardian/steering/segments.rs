@@ -430,6 +430,12 @@ impl Segments {
                 segment.prober.rebind(now, *own);
                 segment.set_carrier(instance, carrier, changes);
             }
+            Report::Neighbours { instance, hosts } => {
+                let Some(segment) = self.segments.get_mut(instance) else { return false };
+                for (address, mac) in hosts {
+                    segment.prober.note(now, now, address, mac);
+                }
+            }
             Report::Looked => {
                 let again = self.looking == Looking::Again;
                 self.looking = Looking::No;
