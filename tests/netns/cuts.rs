@@ -28,24 +28,27 @@ fn cut(pair: &Pair, victim: Side, time: Duration) -> Result<(Seen, Side)> {
     Ok((seen, master))
 }
 
-fn of_the_backup(pair: &Pair, master: Side, time: Duration) -> Result<()> {
+/// `quiet`: also what clients do not see, a reign that begins at the heal and is given up before
+/// anybody is answered.
+fn of_the_backup(pair: &Pair, master: Side, time: Duration, quiet: bool) -> Result<()> {
     let (seen, after) = cut(pair, master.other(), time)?;
     ensure!(after == master, "the address moved");
     ensure!(!seen.claimed_by(master.other()), "the cut node answered, or announced the address");
     ensure!(seen.owner() == Some(master), "{:?} owns the address", seen.owner());
     ensure!(seen.lost == 0, "{} answered writes lost", seen.lost);
-    ensure!(seen.promotions[master.other() as usize] == 0, "the cut node was promoted");
+    let promoted = seen.promotions[master.other() as usize];
+    ensure!(promoted == 0 || !quiet, "the cut node was promoted");
     Ok(())
 }
 
-fn backup(times_ms: &[u64]) -> Result<()> {
+fn backup(times_ms: &[u64], quiet: bool) -> Result<()> {
     let mut pair = Pair::build("tandem-test", Options::default())?;
     let mut master = pair.start_both()?;
     let mut refused = Vec::new();
     eprintln!("{HEAD}");
     for time in times_ms {
         let time = Duration::from_millis(*time);
-        if let Err(error) = of_the_backup(&pair, master, time) {
+        if let Err(error) = of_the_backup(&pair, master, time, quiet) {
             refused.push(format!("cut of {time:?}: {error:#}"));
         }
         master = pair.wait_any_protected(SETTLE).with_context(|| refused.join("\n"))?;
@@ -57,14 +60,14 @@ fn backup(times_ms: &[u64]) -> Result<()> {
 #[test]
 #[ignore = "needs CAP_NET_ADMIN: cargo xtask test"]
 fn cuts_of_the_backup_are_not_seen() -> Result<()> {
-    backup(&[20, 30, 40, 50, 150, 300, 5000])
+    backup(&[20, 30, 40, 50, 150, 300, 5000], false)
 }
 
 /// The lengths at which a takeover begins and the heal meets it half way, again and again.
 #[test]
 #[ignore = "needs CAP_NET_ADMIN: cargo xtask test"]
 fn cuts_about_the_dead_time_are_not_seen() -> Result<()> {
-    backup(&[35, 38, 40, 42, 44, 46, 48, 55, 60, 70])
+    backup(&[35, 38, 40, 42, 44, 46, 48, 55, 60, 70], true)
 }
 
 /// The master is cut off, the clients are with the backup: it takes over, and keeps the address
