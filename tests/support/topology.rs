@@ -348,7 +348,8 @@ listen = "127.0.0.1:9900"
         self.guardian(side)?.signal(Signal::SIGKILL)
     }
 
-    /// The loss of a node, in silence: its frames vanish first, then everything on it dies.
+    /// The loss of a node, in silence: its frames vanish first, then everything on it dies, and its
+    /// kernel forgets the address, as that of a host which starts again.
     ///
     /// # Errors
     /// As of the parts.
@@ -362,7 +363,13 @@ listen = "127.0.0.1:9900"
             process::end(child)?;
         }
         self.demos[side as usize] = None;
-        self.guardian(side)?.wait(Duration::from_secs(5)).map(drop)
+        self.guardian(side)?.wait(Duration::from_secs(5))?;
+        for interface in ["lan", "lo"] {
+            // It stands on one of them at most.
+            let address = VIP.to_string();
+            self.namespace(side).ip(&["address", "flush", "dev", interface, "to", &address])?;
+        }
+        Ok(())
     }
 
     /// Cuts a node off on both networks, carrier up.
