@@ -47,6 +47,7 @@ peer = ["192.0.2.1:7700", "198.51.100.1:7700"]
 key_file = "k"
 heartbeat = "5ms"
 unsynced_takeover = "never"
+lonely_segment = "hold"
 [[vip]]
 address = "192.0.2.100/24"
 interface = "eth0"
@@ -122,6 +123,7 @@ fn refusals_of_pairs_and_vips() {
         (node("heartbeat = \"2s\""), 8, "out of range", "between 1ms and 1s"),
         (node("dead_after = 2"), 8, "out of range", "between 3 and 100"),
         (node("unsynced_takeover = \"maybe\""), 8, "is not a time", "\"3s\""),
+        (node("lonely_segment = \"wait\""), 8, "is not known", "hold"),
         (vip(""), 10, "vrid is missing", "unique"),
         (vip("vrid = 300"), 13, "out of range", "between 1 and 255"),
         (vip("vrid = 1\nadvert = \"15ms\""), 14, "centiseconds", "10ms"),

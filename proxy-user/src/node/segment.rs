@@ -82,7 +82,7 @@ impl Segment {
 
     pub(super) fn handle_life(&mut self, now: Instant, beat: Duration) {
         let asked = self.doubt.unwrap_or(now).max(self.life.unwrap_or(self.carrier_at));
-        if now > asked + beat * 2 {
+        if now > asked + beat * 3 / 2 {
             self.answered_since = Some(now);
         }
         self.life = Some(now);
