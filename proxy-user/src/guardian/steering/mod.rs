@@ -17,7 +17,7 @@
 //! ```
 //!
 //! Driven by the guardian's role thread, in the order of its effects ([`Segments`]). It has no rule
-//! of its own: what it hears goes to the node as [`SegmentEvent`]s, what it does the node decided.
+//! of its own: what it hears goes to the node as [`Sign`]s, what it does the node decided.
 
 mod answerer;
 mod host;
