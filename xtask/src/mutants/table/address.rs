@@ -62,23 +62,23 @@ pub(super) const ROWS: &[Mutant] = &[
         found_by: lib("vrrp", "packet::tests::every_flipped_bit_is_refused"),
     },
     Mutant {
-        name: "the program answers ARP for a hung guardian",
+        name: "the program answers ARP beyond its lease",
         file: DECIDE,
-        find: "        return Verdict::Drop(Reason::ArpStale);\n",
+        find: "        return withhold(Reason::ArpStale);\n",
         replace: "",
         found_by: lib(
             "proxy-common",
-            "decide::tests::a_backup_and_a_node_without_a_living_guardian_drop_requests",
+            "decide::tests::a_backup_and_a_node_whose_lease_has_ended_drop_requests",
         ),
     },
     Mutant {
         name: "a backup answers ARP",
         file: DECIDE,
-        find: "        return Verdict::Drop(Reason::ArpBackup);\n",
+        find: "        return withhold(Reason::ArpBackup);\n",
         replace: "",
         found_by: lib(
             "proxy-common",
-            "decide::tests::a_backup_and_a_node_without_a_living_guardian_drop_requests",
+            "decide::tests::a_backup_and_a_node_whose_lease_has_ended_drop_requests",
         ),
     },
 ];

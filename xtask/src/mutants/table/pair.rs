@@ -100,8 +100,8 @@ pub(super) const ROWS: &[Mutant] = &[
     Mutant {
         name: "a closed connection is a death that no beat denies",
         file: PEER,
-        find: "        if matches!(self.control, Control::Closed(_) | Control::Dead) {\n",
-        replace: "        if matches!(self.control, Control::Dead) {\n",
+        find: "(ended && echo.is_some_and(|number| number > self.ended_after))",
+        replace: "(ended && echo.is_some_and(|number| number > u64::MAX - 1))",
         found_by: node!("a_closed_connection_is_a_death_unless_a_beat_denies_it"),
     },
     Mutant {
@@ -128,8 +128,8 @@ pub(super) const ROWS: &[Mutant] = &[
     Mutant {
         name: "silence needs no answer of the segment",
         file: SILENCE,
-        find: "if host || self.reached(now) {",
-        replace: "if host || !self.stopping {",
+        find: "        let reached = self.reached(now);\n",
+        replace: "        let reached = !self.stopping;\n",
         found_by: node!("silence_needs_an_answer_of_the_segment"),
     },
     Mutant {
