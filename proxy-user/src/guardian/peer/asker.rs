@@ -14,6 +14,8 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 /// Between two questions on a path.
 const AGAIN: Duration = Duration::from_millis(1);
+/// A question under way for longer is asked anew.
+const PATIENCE: Duration = Duration::from_millis(8);
 /// After that long, silence is for other rules.
 const LIMIT: Duration = Duration::from_millis(60);
 
@@ -45,8 +47,11 @@ impl Asker {
 
     /// When [`Self::turn`] is due without any news.
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
-        let idle = self.paths.iter().filter(|path| path.socket.is_none());
-        idle.map(|path| path.again).chain([self.until]).min()
+        let paths = self.paths.iter().map(|path| match path.socket {
+            None => path.again,
+            Some(_) => path.again + PATIENCE,
+        });
+        paths.chain([self.until]).min()
     }
 
     /// It was asked for long enough.
@@ -81,7 +86,7 @@ impl Question {
                 false
             }
             // under way: a lost segment is not waited for, another question is as good
-            Ok(None) if now >= self.again + AGAIN * 8 => {
+            Ok(None) if now >= self.again + PATIENCE => {
                 self.socket = None;
                 false
             }

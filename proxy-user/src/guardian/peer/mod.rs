@@ -109,6 +109,8 @@ pub(super) struct PeerLink {
     opened: u64,
     /// Serial of the control connection.
     current: Option<u64>,
+    /// What sending found out, for the next turn, which a beat's time brings at the latest.
+    found: Vec<Input>,
     /// Nothing is accepted before then.
     accept_at: Option<Instant>,
     /// The control connection has ended: is there still a guardian?
@@ -138,6 +140,7 @@ impl PeerLink {
             kept: Vec::new(),
             opened: 0,
             current: None,
+            found: Vec::new(),
             accept_at: None,
             asker: None,
             said: None,
@@ -173,7 +176,7 @@ impl PeerLink {
 
     /// Takes everything that has arrived, datagrams first.
     pub(super) fn turn(&mut self, now: Instant) -> Vec<Input> {
-        let mut inputs = Vec::new();
+        let mut inputs = std::mem::take(&mut self.found);
         self.take_datagrams(&mut inputs);
         self.accept(now);
         self.turn_links(now, &mut inputs);
@@ -199,7 +202,9 @@ impl PeerLink {
         // cannot see.
         for (index, end) in ended.into_iter().rev() {
             if end == End::Lost {
-                self.end(now, index, &end, &mut Vec::new());
+                let mut found = std::mem::take(&mut self.found);
+                self.end(now, index, &end, &mut found);
+                self.found = found;
             }
         }
     }

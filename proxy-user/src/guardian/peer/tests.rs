@@ -161,6 +161,23 @@ fn garbage_is_counted() {
     }
 }
 
+/// An end that a write meets first, not a read, is told all the same.
+#[test]
+fn an_end_that_sending_meets_is_told() {
+    let (mut a, mut b) = pair(introduction(Side::A, 1), introduction(Side::B, 2), [1, 1]);
+    turn_until(&mut a, &mut b, |at_a, at_b| connected(at_a) && connected(at_b));
+    // unread bytes: the kernel resets instead of closing in order
+    a.send(Instant::now(), &PeerMessage::Bye);
+    drop(b);
+    let limit = Instant::now() + Duration::from_secs(10);
+    while a.stats().connections > 0 {
+        assert!(Instant::now() < limit, "sending never met the end");
+        a.send(Instant::now(), &PeerMessage::Bye);
+    }
+    let told = a.turn(Instant::now());
+    assert!(told.contains(&Input::Control(ControlEvent::Lost)), "{told:?}");
+}
+
 /// Whatever a crowd without the key does, the peer is let in at once, and its beats go on.
 #[test]
 fn a_crowd_without_the_key_keeps_nobody_out() {
