@@ -4,8 +4,8 @@ use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, PerCpuArray, RingBuf};
 use aya_ebpf::programs::XdpContext;
-use proxy_common::{Tables, Verdict};
 use proxy_common::abi::{self, Askers, Control, Ipv4, Reason, Vip};
+use proxy_common::{Tables, Verdict};
 
 #[map]
 static CONTROL: Array<Control> = Array::with_max_entries(1, 0);

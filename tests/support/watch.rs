@@ -66,6 +66,15 @@ impl Watch {
             epoch: pair.highest_epoch(),
             begun: Instant::now(),
         };
+        // a node that has just come knows nobody on the segment who could say that it is cut off
+        for side in Side::ALL.into_iter().filter(|side| pair.status(*side).is_ok()) {
+            eventually("a third host to be known", Duration::from_secs(10), || {
+                let status = pair.status(side)?;
+                let askable = status.pointer("/vips/0/segment/askable");
+                ensure!(askable == Some(&true.into()), "node {}: {askable:?}", side.name());
+                Ok(())
+            })?;
+        }
         eventually("writes to be under way", Duration::from_secs(5), || {
             let mut reader = pair.memcached(&pair.client, VIP)?;
             reader.get("lab:7")?.context("not written yet").map(drop)

@@ -23,6 +23,8 @@ const KNOWN: Duration = Duration::from_secs(60);
 const REFRESH: Duration = Duration::from_secs(10);
 /// The same while nobody is known.
 const SEARCH: Duration = Duration::from_millis(200);
+/// A host that is met while nobody is known is asked so soon.
+const FIRST: Duration = Duration::from_millis(10);
 /// A question is answered within this time, or not at all.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// Background questions in a row without an answer, after which a host is not known any more.
@@ -196,9 +198,14 @@ impl Prober {
         self.refresh_at
     }
 
+    /// Has a third host answered lately?
+    pub(super) fn knows(&self, now: Instant) -> bool {
+        self.hosts.iter().any(|host| host.is_known(now))
+    }
+
     /// Whether there is a third host to ask, when that has changed.
     pub(super) fn targets(&mut self, now: Instant) -> Option<Sign> {
-        let known = self.hosts.iter().any(|host| host.is_known(now));
+        let known = self.knows(now);
         (self.told.replace(known) != Some(known)).then_some(Sign::Targets(known))
     }
 
@@ -252,7 +259,7 @@ impl Prober {
         let host = Host { address, mac, seen: now, answered: None, asked: None, misses: 0 };
         self.hosts.push(host);
         if self.told != Some(true) {
-            self.refresh_at = self.refresh_at.min(now + SEARCH);
+            self.refresh_at = self.refresh_at.min(now + FIRST);
         }
     }
 }

@@ -24,8 +24,9 @@ use crate::config::{Config, Vip, XdpMode};
 /// The program answers nothing when this thread has not run for so long, whatever its lease says:
 /// without a peer a lease has no end.
 const HUNG: Duration = Duration::from_millis(100);
-/// The program's askers are read so often.
+/// The program's askers are read so often; more often while a segment has no known host.
 const ASKERS_EVERY: Duration = Duration::from_millis(500);
+const ASKERS_SEARCH: Duration = Duration::from_millis(50);
 /// Events of one kind taken in one turn.
 const EVENTS_MAX: usize = 256;
 /// Where settings are written down before they are changed, in the state folder.
@@ -264,7 +265,8 @@ impl Segments {
 
     /// Who asked for an address: no socket of this host hears that, the program takes it.
     fn take_askers(&mut self, now: Instant) {
-        self.askers_at = now + ASKERS_EVERY;
+        let search = self.segments.iter().any(|segment| !segment.prober.knows(now));
+        self.askers_at = now + if search { ASKERS_SEARCH } else { ASKERS_EVERY };
         let Some(Ok(askers)) = self.steering.as_ref().map(|steering| steering.askers()) else {
             return;
         };
