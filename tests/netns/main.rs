@@ -11,6 +11,7 @@ mod cuts;
 mod failover;
 mod filters;
 mod injector;
+mod interfaces;
 mod loss;
 mod measured;
 mod role;

@@ -8,7 +8,7 @@ use tests::eventually;
 use tests::topology::{Options, Pair, Side, VIP};
 
 /// The MAC that the client's kernel holds for the address, after asking anew.
-fn owner(pair: &Pair) -> Result<String> {
+pub(crate) fn owner(pair: &Pair) -> Result<String> {
     pair.client.ip(&["neighbour", "flush", "dev", "lan"])?;
     pair.memcached(&pair.client, VIP)?.stats()?;
     let list = pair.client.ip(&["neighbour", "show", &VIP.to_string()])?;
@@ -16,7 +16,7 @@ fn owner(pair: &Pair) -> Result<String> {
     Ok(words.nth(1).with_context(|| format!("no lladdr in {list:?}"))?.to_owned())
 }
 
-fn mac(pair: &Pair, side: Side) -> Result<String> {
+pub(crate) fn mac(pair: &Pair, side: Side) -> Result<String> {
     let link = pair.namespace(side).ip(&["-o", "link", "show", "lan"])?;
     let mut words = link.split_whitespace().skip_while(|word| *word != "link/ether");
     Ok(words.nth(1).with_context(|| format!("no link/ether in {link:?}"))?.to_owned())

@@ -175,6 +175,14 @@ impl Pair {
         }
     }
 
+    /// Puts a new interface into a node's LAN, after its old one was deleted.
+    ///
+    /// # Errors
+    /// As of `ip`.
+    pub fn plug_lan(&self, side: Side) -> Result<()> {
+        plug(&self.lan, self.namespace(side), side.name(), "lan", side.address())
+    }
+
     fn write_files(&self) -> Result<()> {
         let key = self.folder.path().join("pair.key");
         run(&self.tandem.to_string_lossy(), &["keygen", &key.to_string_lossy()])?;

@@ -127,7 +127,7 @@ impl Segments {
                 prober: Prober::new(now, vips, peers(config)),
                 port: None,
                 burst: GarpBurst::new(),
-                carrier: false,
+                carrier: port.carrier,
             };
             segment.plug(now, port, &mut all.steering, false);
             all.segments.push(segment);
@@ -473,7 +473,6 @@ impl Segment {
             }
         }
         self.prober.rebind(now, port.own.clone());
-        self.carrier |= self.port.is_none() && port.carrier;
         self.port = Some(port);
         if answering {
             self.burst.start(now);
