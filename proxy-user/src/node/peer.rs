@@ -43,6 +43,12 @@ pub(crate) enum Control {
     Closed(Instant),
     /// And the peer's kernel says that no guardian listens: it is dead.
     Dead,
+    /// It was reset: by a box in between, or by the kernel of a guardian that died with bytes
+    /// unread.
+    Reset,
+    /// And the peer's kernel says that no guardian listens. A filter that resets looks the same:
+    /// silence of everything else must come to it.
+    Refused,
     Down,
 }
 
@@ -136,6 +142,16 @@ impl Peer {
     /// Its connection closed, its kernel says that nobody listens, and no beat denies it.
     pub(crate) const fn closed_for_good(&self) -> bool {
         matches!(self.control, Control::Dead)
+    }
+
+    /// Its connection was reset, and its kernel says that nobody listens: dead, or a filter.
+    pub(crate) const fn is_refused(&self) -> bool {
+        matches!(self.control, Control::Refused)
+    }
+
+    const fn has_ended(&self) -> bool {
+        use Control::{Closed, Dead, Refused, Reset};
+        matches!(self.control, Closed(_) | Dead | Reset | Refused)
     }
 
     /// Until when answers may leave: `sent(newest echoed beat) + T_lease`.
@@ -253,7 +269,7 @@ impl Peer {
         }
         self.newest = Some(*beat);
         self.heard = Some(now);
-        let ended = matches!(self.control, Control::Closed(_) | Control::Dead);
+        let ended = self.has_ended();
         // a beat from before the end may be read after it
         if !known || (ended && echo.is_some_and(|number| number > self.ended_after)) {
             self.control = Control::Up;
@@ -273,8 +289,8 @@ impl Peer {
     }
 
     pub(crate) fn handle_control(&mut self, now: Instant, event: ControlEvent) {
-        let ended = matches!(self.control, Control::Closed(_) | Control::Dead);
-        if event == ControlEvent::ClosedByPeer && !ended {
+        let ended = self.has_ended();
+        if !ended {
             self.ended_after = self.last_sent;
         }
         self.control = match event {
@@ -283,7 +299,9 @@ impl Peer {
             ControlEvent::Connected | ControlEvent::Lost if ended => self.control,
             ControlEvent::Connected => Control::Up,
             ControlEvent::ClosedByPeer if self.control == Control::Up => Control::Closed(now),
-            ControlEvent::Refused if ended => Control::Dead,
+            ControlEvent::Refused if matches!(self.control, Control::Closed(_)) => Control::Dead,
+            ControlEvent::Refused if self.control == Control::Reset => Control::Refused,
+            ControlEvent::Lost if self.control == Control::Up => Control::Reset,
             ControlEvent::ClosedByPeer | ControlEvent::Refused => self.control,
             ControlEvent::Lost => Control::Down,
         };

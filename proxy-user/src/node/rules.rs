@@ -463,8 +463,10 @@ impl Node {
         let lost = self.segments.iter().filter_map(|segment| segment.lost_at(dead));
         let lost = lost.flat_map(|at| [at, at + dead]).filter(|at| *at > now).min();
         let damped = self.damper.until(now).filter(|at| *at > now);
-        let patient = peer.heard_at().map(|at| at + self.backup_patience());
-        let patient = patient.filter(|at| *at > now);
+        let patience =
+            [self.backup_patience(), dead + self.backup_patience() - peer.config().hung_time()];
+        let patient = peer.heard_at().into_iter().flat_map(|at| patience.map(|time| at + time));
+        let patient = patient.filter(|at| *at > now).min();
         let times = [peer.next_change(now), lease, unleased, lost, damped, patient];
         times.into_iter().flatten().min()
     }

@@ -74,9 +74,12 @@ impl Node {
         if host {
             // a guardian that stopped has stopped its program too, with its lease
             let over = heard + config.dead_time();
+            // a dead guardian's kernel may answer for the address until its lifetime ends
+            let refused = peer.is_refused();
             let owned = |segment: &super::Segment| {
-                segment.peer_advert_after(over) || segment.claimed_after(over)
+                segment.peer_advert_after(over) || (segment.claimed_after(over) && !refused)
             };
+            let patience = if refused { config.dead_time() + self.advert_time() } else { patience };
             if self.segments.iter().any(owned) {
                 return Silence::Filtered;
             }
@@ -100,9 +103,14 @@ impl Node {
     /// How long a backup waits for a silent guardian on a living host: until its master has gone on
     /// alone by the same rule, and one of its adverts was heard.
     pub(super) fn backup_patience(&self) -> Duration {
-        let advert = self.vrrp.iter().map(|one| one.config().interval.duration()).max();
         let hung = self.peer.as_ref().map_or(Duration::ZERO, |peer| peer.config().hung_time());
-        hung + advert.unwrap_or_default() * 5 / 4
+        hung + self.advert_time()
+    }
+
+    /// Within this time an advert of a living master is heard.
+    fn advert_time(&self) -> Duration {
+        let advert = self.vrrp.iter().map(|one| one.config().interval.duration()).max();
+        advert.unwrap_or_default() * 5 / 4
     }
 
     /// Every segment answers this node, or has nobody who could.
@@ -126,8 +134,9 @@ impl Node {
         // its own last adverts, before it fell silent, are not somebody
         let since = now.checked_sub(OWNER).unwrap_or(now).max(self.since);
         let since = peer.heard_at().map_or(since, |heard| since.max(heard + ear));
+        let refused = peer.is_refused();
         self.segments.iter().any(|segment| {
-            segment.claimed_after(since)
+            (segment.claimed_after(since) && !refused)
                 || (segment.peer_advert_after(since) && segment.peer_host_after(since))
         })
     }

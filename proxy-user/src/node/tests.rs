@@ -438,6 +438,27 @@ fn a_closed_connection_is_a_death_unless_a_beat_denies_it() {
         assert_eq!(bench.node.state(), State::MasterSolo, "{later:?}");
         bench.peer.echo = old;
     }
+    // a reset and a refusal may be a filter's: everything else must be silent as well, but for
+    // what a dead guardian's kernel goes on to say
+    for adverts in [false, true] {
+        let mut bench = Bench::synced();
+        bench.peer_host = true;
+        bench.node.handle_control(bench.now, ControlEvent::Connected);
+        bench.node.handle_control(bench.now, ControlEvent::Lost);
+        bench.node.handle_control(bench.now, ControlEvent::Refused);
+        for _ in 0..16 {
+            bench.node.handle_contact(bench.now, 0, Contact::Claim);
+            bench.pass(10 * MS, false);
+        }
+        assert_eq!(bench.node.state(), State::Synced);
+        if adverts {
+            let advert = peer_advert(bench.now);
+            let received = vrrp::Received::multicast(IpAddr::from([192, 0, 2, 1]), 255, &advert);
+            bench.node.handle_advert(bench.now, 0, &received).unwrap();
+        }
+        bench.pass(20 * MS, false);
+        assert_eq!(bench.node.state() == State::MasterSolo, !adverts);
+    }
     // a farewell says that its end will prove nothing
     let mut bench = Bench::synced();
     bench.node.handle_control(bench.now, ControlEvent::Connected);
@@ -641,6 +662,18 @@ fn foreign_advert(now: Instant) -> Vec<u8> {
     advert.unwrap()
 }
 
+/// An advert of the peer.
+fn peer_advert(now: Instant) -> Vec<u8> {
+    let mut peer = router(1, 2);
+    peer.startup(now);
+    peer.promote(now);
+    let advert = std::iter::from_fn(|| peer.poll_output()).find_map(|output| match output {
+        vrrp::Output::SendAdvert { payload, .. } => Some(payload),
+        _ => None,
+    });
+    advert.unwrap()
+}
+
 #[test]
 fn a_foreign_master_fences_until_it_is_silent() {
     let mut bench = Bench::single();
@@ -684,14 +717,7 @@ fn no_stranger_burns_an_epoch_while_beats_come() {
 #[test]
 fn a_dead_masters_adverts_sent_again_cost_nothing() {
     let mut bench = Bench::synced();
-    let mut peer = router(1, 2);
-    peer.startup(bench.now);
-    peer.promote(bench.now);
-    let advert = std::iter::from_fn(|| peer.poll_output()).find_map(|output| match output {
-        vrrp::Output::SendAdvert { payload, .. } => Some(payload),
-        _ => None,
-    });
-    let advert = advert.unwrap();
+    let advert = peer_advert(bench.now);
     let received = vrrp::Received::multicast(IpAddr::from([192, 0, 2, 1]), 255, &advert);
     for _ in 0..500 {
         bench.node.handle_advert(bench.now, 0, &received).unwrap();

@@ -446,9 +446,7 @@ impl PeerLink {
             let closed = *end == End::ClosedByPeer;
             let event = if closed { ControlEvent::ClosedByPeer } else { ControlEvent::Lost };
             inputs.push(Input::Control(event));
-            if closed {
-                self.asker = Some(Asker::start(now, &self.paths));
-            }
+            self.asker = Some(Asker::start(now, &self.paths));
             self.choose(inputs);
         }
         if let (Some(session), Some(peer)) = (link.session, link.connection.peer) {

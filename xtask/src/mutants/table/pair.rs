@@ -142,7 +142,7 @@ pub(super) const ROWS: &[Mutant] = &[
     Mutant {
         name: "whoever owns the addresses is taken for dead",
         file: SILENCE,
-        find: "            segment.claimed_after(since)\n",
+        find: "            (segment.claimed_after(since) && !refused)\n",
         replace: "            (segment.claimed_after(since) && self.stopping)\n",
         found_by: node!("whoever_owns_the_addresses_is_not_taken_for_dead"),
     },
