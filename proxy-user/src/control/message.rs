@@ -11,7 +11,7 @@ use crate::config;
 pub use crate::node::{SyncEvent, Target};
 
 /// Version of these messages; both ends are one binary, so another one means a mixed installation.
-pub const VERSION: u16 = 2;
+pub const VERSION: u16 = 1;
 
 /// Largest packet, bytes. A snapshot of 64 upstreams with 256 servers stays below.
 pub const SIZE_MAX: usize = 1 << 20;
@@ -19,9 +19,9 @@ pub const SIZE_MAX: usize = 1 << 20;
 /// From guardian to engine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ToEngine {
-    /// The first message, and only once. Its descriptors, in this order: the two of the shared page
-    /// (ruling, work), the store's memfd (if `cache` is there; empty and of size 0 at the very
-    /// first start: the engine sizes it), then one listening socket for each of `listeners`.
+    /// The first message, and only once. Its descriptors, in this order: the shared page, the
+    /// store's memfd (if `cache` is there; empty and of size 0 at the very first start: the engine
+    /// sizes it), then one listening socket for each of `listeners`.
     Config(Box<Snapshot>),
     /// The role word has changed; a wake-up for the workers. The word itself is in the page.
     Role(Role),

@@ -42,11 +42,10 @@ pub fn run(control: OwnedFd) -> Result<(), EngineError> {
     let channel = Arc::new(EngineEnd::new(control));
     let (message, mut descriptors) = channel.recv(CONFIG_TIME)?;
     let ToEngine::Config(snapshot) = message else { return Err(EngineError::Version) };
-    if snapshot.version != message::VERSION || descriptors.len() < 2 {
+    if snapshot.version != message::VERSION || descriptors.is_empty() {
         return Err(EngineError::Version);
     }
-    let (ruling, work) = (descriptors.remove(0), descriptors.remove(0));
-    let page = SharedPage::open(ruling.as_fd(), work.as_fd())?;
+    let page = SharedPage::open(descriptors.remove(0).as_fd())?;
     mark_on_fatal_signals()?;
     let seat = page.hold(Seat::Engine)?;
     let store =

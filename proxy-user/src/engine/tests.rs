@@ -143,7 +143,7 @@ fn stopping_lets_answers_out_and_ends_in_time() {
 /// The other end of a `run` on its own thread.
 fn guarded(workers: u16) -> (GuardianEnd, SharedPage, SocketAddr, JoinHandle<bool>) {
     let (guardian, theirs) = channel::pair().unwrap();
-    let (page, page_fds) = SharedPage::create(workers).unwrap();
+    let (page, page_fd) = SharedPage::create(workers).unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     let mut snapshot = snapshot(workers);
@@ -151,8 +151,7 @@ fn guarded(workers: u16) -> (GuardianEnd, SharedPage, SocketAddr, JoinHandle<boo
     let service = message::Service::Cache;
     snapshot.listeners.push(message::Listener { worker: 0, service, address });
     let store = store();
-    let (ruling, work) = (page_fds.ruling.as_fd(), page_fds.work.as_fd());
-    let fds = [ruling, work, store.as_fd(), listener.as_fd()];
+    let fds = [page_fd.as_fd(), store.as_fd(), listener.as_fd()];
     guardian.send_with(&ToEngine::Config(Box::new(snapshot)), &fds).unwrap();
     let thread = std::thread::spawn(move || super::run(theirs).is_ok());
     (guardian, page, address, thread)
@@ -204,9 +203,9 @@ fn an_engine_without_its_guardian_ends_and_closes_everything() {
 #[test]
 fn descriptors_that_do_not_fit_are_refused_with_a_reason() {
     let (guardian, theirs) = channel::pair().unwrap();
-    let (_page, page_fds) = SharedPage::create(1).unwrap();
+    let (_page, page_fd) = SharedPage::create(1).unwrap();
     let message = ToEngine::Config(Box::new(snapshot(1)));
-    guardian.send_with(&message, &[page_fds.ruling.as_fd(), page_fds.work.as_fd()]).unwrap();
+    guardian.send_with(&message, &[page_fd.as_fd()]).unwrap();
     let thread = std::thread::spawn(move || super::run(theirs).is_ok());
     assert!(matches!(answer(&guardian), ToGuardian::Failed { .. }));
     assert!(!thread.join().unwrap());

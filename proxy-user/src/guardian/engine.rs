@@ -20,7 +20,7 @@ use super::status::StatusHandle;
 use super::watch::{Seen, Watcher};
 use crate::control::channel::{self, GuardianEnd};
 use crate::control::message::{Hello, ServerState, Snapshot, ToEngine};
-use crate::control::shared::{Liveness, PageFds, Seat, SharedPage};
+use crate::control::shared::{Liveness, Seat, SharedPage};
 
 /// Longest pause before the next start of an engine that keeps dying.
 const PAUSE_MAX: Duration = Duration::from_secs(5);
@@ -33,7 +33,7 @@ const EARLY: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(super) struct Engines {
     page: SharedPage,
-    page_fds: PageFds,
+    page_fd: OwnedFd,
     store: Option<OwnedFd>,
     listeners: Listeners,
     snapshot: Snapshot,
@@ -72,7 +72,7 @@ pub(super) enum Next {
 #[derive(Debug)]
 pub(super) struct Estate {
     pub(super) page: SharedPage,
-    pub(super) page_fds: PageFds,
+    pub(super) page_fd: OwnedFd,
     pub(super) store: Option<OwnedFd>,
     pub(super) listeners: Listeners,
     pub(super) snapshot: Snapshot,
@@ -98,7 +98,7 @@ impl Engines {
         Ok(Self {
             stall: Stalls::new(estate.page, estate.stall_kill),
             page: estate.page,
-            page_fds: estate.page_fds,
+            page_fd: estate.page_fd,
             store: estate.store,
             listeners: estate.listeners,
             snapshot: estate.snapshot,
@@ -126,7 +126,7 @@ impl Engines {
         let channel = Arc::new(ours);
         self.snapshot.generation = generation - 1;
         let message = ToEngine::Config(Box::new(self.snapshot.clone()));
-        let mut fds = vec![self.page_fds.ruling.as_fd(), self.page_fds.work.as_fd()];
+        let mut fds = vec![self.page_fd.as_fd()];
         fds.extend(self.store.as_ref().map(AsFd::as_fd));
         fds.extend(self.listeners.fds());
         let sent = channel.send_with(&message, &fds);

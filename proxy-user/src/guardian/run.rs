@@ -26,7 +26,7 @@ use super::status::{self, StatusHandle};
 use crate::cli;
 use crate::config::Config;
 use crate::control::message::{Link, ServerState, Snapshot, VERSION};
-use crate::control::shared::{Held, PageFds, Seat, SharedPage};
+use crate::control::shared::{Held, Seat, SharedPage};
 use crate::telemetry;
 
 /// Between two looks at the workers' loop counters.
@@ -74,7 +74,7 @@ struct Node {
     seat: Held,
     key: PairKey,
     epoch_file: EpochFile,
-    page_fds: PageFds,
+    page_fd: OwnedFd,
     store: Option<OwnedFd>,
     listeners: Listeners,
 }
@@ -97,7 +97,7 @@ impl Node {
         let workers = start::workers(&config);
         let listeners = Listeners::create(&config, workers)?;
         let memory = |error| Fault::of("cannot make shared memory", error);
-        let (page, page_fds) = SharedPage::create(workers).map_err(memory)?;
+        let (page, page_fd) = SharedPage::create(workers).map_err(memory)?;
         let seat = page.hold(Seat::Guardian).map_err(memory)?;
         let store =
             config.cache.as_ref().map(|_| memfd_create(c"tandem-store", MFdFlags::MFD_CLOEXEC));
@@ -111,7 +111,7 @@ impl Node {
             seat,
             key,
             epoch_file,
-            page_fds,
+            page_fd,
             store,
             listeners,
         })
@@ -167,7 +167,7 @@ impl Node {
         })?;
         let estate = Estate {
             page: self.page,
-            page_fds: self.page_fds,
+            page_fd: self.page_fd,
             store: self.store,
             listeners: self.listeners,
             snapshot,

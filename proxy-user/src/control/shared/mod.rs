@@ -2,12 +2,7 @@
 //! parts (mapping, robust list, futex calls, adopting descriptors) are in `raw.rs`, the only module
 //! here with `unsafe`.
 //!
-//! It is two pieces of memory. The *ruling* (role, lease, the guardian's seat) is written
-//! by the guardian only: once its maker has mapped it, the memfd is sealed against any further
-//! writable mapping, so an engine that was taken over by a stranger cannot make itself master. The
-//! *work* (seats of the engine's threads, counters) is written by the engine.
-//!
-//! The guardian hands both descriptors to each engine it starts. Every thread
+//! The guardian creates it once and hands its descriptor to each engine it starts. Every thread
 //! whose death matters holds a *seat*: a robust futex that the kernel marks, and whose waiter it
 //! wakes, at the start of the thread's exit, before any memory is torn down.
 
@@ -29,32 +24,22 @@ pub use raw::{Held, mark_on_fatal_signals, run_realtime};
 /// Most workers that fit.
 pub const WORKERS_MAX: usize = 64;
 
-/// Magic and layout version; changes with every change of [`Ruling`], [`Work`] or of the counters'
-/// order.
-const MAGIC: u64 = u64::from_be_bytes(*b"tandem\0\x03");
-
-/// The same of the work, so that the two are never mistaken for one another.
-const WORK_MAGIC: u64 = !MAGIC;
+/// Magic and layout version; changes with every change of [`Page`] or of the counters' order.
+const MAGIC: u64 = u64::from_be_bytes(*b"tandem\0\x02");
 
 /// Room for reasons of HTTP refusals.
 const REASONS_MAX: usize = 64;
 
 const _: () = assert!(Reason::ALL.len() <= REASONS_MAX, "the page has no room for this reason");
 
-/// What the guardian says; read-only for everybody else. Any bit pattern is valid.
+/// The mapped memory. Any bit pattern is valid, so a foreign writer can confuse but not corrupt.
 #[repr(C, align(64))]
-struct Ruling {
+struct Page {
     magic: AtomicU64,
     workers: AtomicU32,
-    guardian: AtomicU32,
     role: AtomicU64,
     lease: AtomicU64,
-}
-
-/// What the engine says. Any bit pattern is valid, so a foreign writer can confuse but not corrupt.
-#[repr(C, align(64))]
-struct Work {
-    magic: AtomicU64,
+    guardian: AtomicU32,
     engine: AtomicU32,
     poke: AtomicU32,
     slots: [Slot; WORKERS_MAX],
@@ -107,19 +92,7 @@ pub enum Woken {
 
 /// Handle of the mapped page; the mapping lives as long as the process.
 #[derive(Clone, Copy)]
-pub struct SharedPage {
-    ruling: &'static Ruling,
-    work: &'static Work,
-}
-
-/// The page's two descriptors.
-#[derive(Debug)]
-pub struct PageFds {
-    /// Role, lease, the guardian's seat: sealed, can only be mapped read-only.
-    pub ruling: OwnedFd,
-    /// Seats and counters of the engine.
-    pub work: OwnedFd,
-}
+pub struct SharedPage(&'static Page);
 
 impl std::fmt::Debug for SharedPage {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -128,36 +101,29 @@ impl std::fmt::Debug for SharedPage {
 }
 
 impl SharedPage {
-    /// Makes the page for this many workers (at most [`WORKERS_MAX`]), and its descriptors.
+    /// Makes the page for this many workers (at most [`WORKERS_MAX`]), and its descriptor.
     ///
     /// # Errors
     /// What the kernel says of the memfd or the mapping.
-    pub fn create(workers: u16) -> io::Result<(Self, PageFds)> {
+    pub fn create(workers: u16) -> io::Result<(Self, OwnedFd)> {
         if usize::from(workers) > WORKERS_MAX {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "too many workers"));
         }
-        let work_fd = raw::memfd::<Work>(c"tandem-work")?;
-        let work = raw::map::<Work, _>(&work_fd, raw::Access::Write)?;
-        work.magic.store(WORK_MAGIC, Ordering::Release);
-        let fd = raw::memfd::<Ruling>(c"tandem-ruling")?;
-        let ruling = raw::map::<Ruling, _>(&fd, raw::Access::Write)?;
-        raw::seal(&fd)?;
-        ruling.workers.store(u32::from(workers), Ordering::Relaxed);
-        ruling.role.store(Role::BOOT.to_word(), Ordering::Relaxed);
-        ruling.magic.store(MAGIC, Ordering::Release);
-        Ok((Self { ruling, work }, PageFds { ruling: fd, work: work_fd }))
+        let fd = raw::page_memfd()?;
+        let page = Self(raw::map_page(&fd)?);
+        page.0.workers.store(u32::from(workers), Ordering::Relaxed);
+        page.0.role.store(Role::BOOT.to_word(), Ordering::Relaxed);
+        page.0.magic.store(MAGIC, Ordering::Release);
+        Ok((page, fd))
     }
 
-    /// Maps a page made by [`Self::create`]: the ruling read-only.
+    /// Maps a page made by [`Self::create`].
     ///
     /// # Errors
     /// The mapping failed, or the page is of another program or version.
-    pub fn open(ruling: BorrowedFd<'_>, work: BorrowedFd<'_>) -> io::Result<Self> {
-        let ruling = raw::map::<Ruling, _>(&ruling, raw::Access::Read)?;
-        let work = raw::map::<Work, _>(&work, raw::Access::Write)?;
-        let page = Self { ruling, work };
-        let known = ruling.magic.load(Ordering::Acquire) == MAGIC
-            && work.magic.load(Ordering::Acquire) == WORK_MAGIC;
+    pub fn open(fd: BorrowedFd<'_>) -> io::Result<Self> {
+        let page = Self(raw::map_page(&fd)?);
+        let known = page.0.magic.load(Ordering::Acquire) == MAGIC;
         if !known || page.workers() > WORKERS_MAX {
             let reason = "shared page is of another version";
             return Err(io::Error::new(io::ErrorKind::InvalidData, reason));
@@ -168,32 +134,32 @@ impl SharedPage {
     /// Number of workers it was made for.
     #[must_use]
     pub fn workers(&self) -> usize {
-        self.ruling.workers.load(Ordering::Relaxed) as usize
+        self.0.workers.load(Ordering::Relaxed) as usize
     }
 
     /// The role now. Answers are released under what this says at the moment of release.
     #[must_use]
     pub fn role(&self) -> Role {
-        Role::from_word(self.ruling.role.load(Ordering::Acquire))
+        Role::from_word(self.0.role.load(Ordering::Acquire))
     }
 
     /// Guardian only: changes the role; the serial grows.
     pub fn set_role(&self, state: State, epoch: u16) -> Role {
         let serial = self.role().serial.wrapping_add(1);
         let role = Role { state, epoch, serial };
-        self.ruling.role.store(role.to_word(), Ordering::SeqCst);
+        self.0.role.store(role.to_word(), Ordering::SeqCst);
         role
     }
 
     /// Until when a MASTER may let answers leave: [`monotonic_ns`] time. Zero = no lease.
     #[must_use]
     pub fn lease(&self) -> u64 {
-        self.ruling.lease.load(Ordering::Acquire)
+        self.0.lease.load(Ordering::Acquire)
     }
 
     /// Guardian only: sets the lease's end.
     pub fn set_lease(&self, until_ns: u64) {
-        self.ruling.lease.store(until_ns, Ordering::SeqCst);
+        self.0.lease.store(until_ns, Ordering::SeqCst);
     }
 
     /// Whether a MASTER's answer may leave at `now_ns`.
@@ -205,21 +171,21 @@ impl SharedPage {
     /// A worker's own part; `None` beyond the page's workers.
     #[must_use]
     pub fn worker(&self, worker: u16) -> Option<WorkerPage> {
-        let slot = self.work.slots.get(usize::from(worker))?;
+        let slot = self.0.slots.get(usize::from(worker))?;
         (usize::from(worker) < self.workers()).then_some(WorkerPage(slot))
     }
 
     /// Sum of one counter over all workers.
     #[must_use]
     pub fn sum(&self, counter: Counter) -> u64 {
-        let workers = self.work.slots.iter().take(self.workers());
+        let workers = self.0.slots.iter().take(self.workers());
         workers.fold(0, |sum, slot| sum.wrapping_add(slot.get(counter)))
     }
 
     /// HTTP requests that ended for this reason, over all workers.
     #[must_use]
     pub fn refusals(&self, reason: Reason) -> u64 {
-        let cells = self.work.slots.iter().take(self.workers());
+        let cells = self.0.slots.iter().take(self.workers());
         let cells = cells.filter_map(|slot| slot.refusals.get(reason.index()));
         cells.fold(0, |sum, cell| sum.wrapping_add(cell.load(Ordering::Relaxed)))
     }
@@ -227,7 +193,7 @@ impl SharedPage {
     /// Since when the eldest answer now waits for the peer's ack: [`monotonic_ns`] time.
     #[must_use]
     pub fn held_since(&self) -> Option<u64> {
-        let workers = self.work.slots.iter().take(self.workers());
+        let workers = self.0.slots.iter().take(self.workers());
         workers.map(|slot| slot.held_since.load(Ordering::Relaxed)).filter(|&at| at != 0).min()
     }
 
@@ -260,8 +226,8 @@ impl SharedPage {
 
     /// Guardian only, when [`Self::engine_is_gone`]: empties the engine's seats, zeroes its gauges.
     pub fn reset_engine(&self) {
-        self.work.engine.store(0, Ordering::Release);
-        for slot in &self.work.slots {
+        self.0.engine.store(0, Ordering::Release);
+        for slot in &self.0.slots {
             slot.reset();
         }
     }
@@ -278,20 +244,20 @@ impl SharedPage {
     /// Count of pokes; the next [`Self::watch`]'s argument.
     #[must_use]
     pub fn poked(&self) -> u32 {
-        self.work.poke.load(Ordering::Acquire)
+        self.0.poke.load(Ordering::Acquire)
     }
 
     /// Makes [`Self::watch`] return.
     pub fn poke(&self) {
-        self.work.poke.fetch_add(1, Ordering::SeqCst);
-        raw::wake(&self.work.poke);
+        self.0.poke.fetch_add(1, Ordering::SeqCst);
+        raw::wake(&self.0.poke);
     }
 
     fn word(&self, seat: Seat) -> Option<&'static AtomicU32> {
         match seat {
-            Seat::Guardian => Some(&self.ruling.guardian),
-            Seat::Engine => Some(&self.work.engine),
-            Seat::Worker(worker) => self.work.slots.get(usize::from(worker)).map(|slot| &slot.seat),
+            Seat::Guardian => Some(&self.0.guardian),
+            Seat::Engine => Some(&self.0.engine),
+            Seat::Worker(worker) => self.0.slots.get(usize::from(worker)).map(|slot| &slot.seat),
         }
     }
 }

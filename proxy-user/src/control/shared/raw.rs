@@ -14,51 +14,31 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 
-use super::{Liveness, Ruling, Seat, SharedPage, Woken, Work};
+use super::{Liveness, Page, Seat, SharedPage, Woken};
 
 const WAITERS: u32 = libc::FUTEX_WAITERS;
 const OWNER_DIED: u32 = libc::FUTEX_OWNER_DIED;
 const TID_MASK: u32 = libc::FUTEX_TID_MASK;
 /// A seat given back on purpose; above any thread id (`PID_MAX_LIMIT` is 2^22).
 const LEFT: u32 = TID_MASK;
+const NAME: &CStr = c"tandem-page";
 
 /// Seats this process holds, for the fatal-signal handler.
 static SEATS: [AtomicPtr<AtomicU32>; 72] = [const { AtomicPtr::new(ptr::null_mut()) }; 72];
 
-/// How memory is mapped.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Access {
-    /// A write faults.
-    Read,
-    /// Read and write.
-    Write,
-}
-
-/// Types that consist of atomics only: any bytes are valid, and sharing them is no data race.
-pub(super) trait Atomics {}
-impl Atomics for Ruling {}
-impl Atomics for Work {}
-
-/// A memfd of the size of `T`, which it keeps.
-pub(super) fn memfd<T: Atomics>(name: &CStr) -> io::Result<OwnedFd> {
-    let fd = memfd_create(name, MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)?;
-    let size = i64::try_from(size_of::<T>()).map_err(io::Error::other)?;
+/// A sealed memfd of the page's size.
+pub(super) fn page_memfd() -> io::Result<OwnedFd> {
+    let fd = memfd_create(NAME, MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)?;
+    let size = i64::try_from(size_of::<Page>()).map_err(io::Error::other)?;
     nix::unistd::ftruncate(&fd, size)?;
-    let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW;
+    let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
     fcntl(&fd, FcntlArg::F_ADD_SEALS(seals))?;
     Ok(fd)
 }
 
-/// From now on nobody can write to it but by the mappings that are there.
-pub(super) fn seal<F: AsFd>(fd: &F) -> io::Result<()> {
-    let future = SealFlag::from_bits_retain(libc::F_SEAL_FUTURE_WRITE);
-    fcntl(fd, FcntlArg::F_ADD_SEALS(future | SealFlag::F_SEAL_SEAL))?;
-    Ok(())
-}
-
-/// Maps a `T` for the rest of the process's life.
-pub(super) fn map<T: Atomics, F: AsFd>(fd: &F, access: Access) -> io::Result<&'static T> {
-    let need = size_of::<T>();
+/// Maps the page for the rest of the process's life.
+pub(super) fn map_page<F: AsFd>(fd: &F) -> io::Result<&'static Page> {
+    let need = size_of::<Page>();
     let seals = fcntl(fd, FcntlArg::F_GET_SEALS)?;
     let size = nix::sys::stat::fstat(fd)?.st_size;
     let sealed = SealFlag::from_bits_truncate(seals).contains(SealFlag::F_SEAL_SHRINK);
@@ -66,16 +46,12 @@ pub(super) fn map<T: Atomics, F: AsFd>(fd: &F, access: Access) -> io::Result<&'s
         return Err(io::Error::new(io::ErrorKind::InvalidData, "not a shared page"));
     }
     let length = std::num::NonZeroUsize::new(need).ok_or(io::ErrorKind::InvalidInput)?;
-    let access = match access {
-        Access::Read => ProtFlags::PROT_READ,
-        Access::Write => ProtFlags::PROT_READ | ProtFlags::PROT_WRITE,
-    };
+    let access = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
     // SAFETY: a new mapping at an address of the kernel's choice; it replaces nothing.
     let memory = unsafe { mmap(None, length, access, MapFlags::MAP_SHARED, fd, 0) }?;
-    // SAFETY: the mapping is at least `T` long (checked, and the seal forbids shrinking), page
-    // aligned, never unmapped, and `T` holds only atomics, for which any bytes are valid. A write
-    // through a read-only mapping ends the process; it breaks no memory.
-    Ok(unsafe { memory.cast::<T>().as_ref() })
+    // SAFETY: the mapping is at least `Page` long (checked, and the seal forbids shrinking), page
+    // aligned, never unmapped, and `Page` holds only atomics, for which any bytes are valid.
+    Ok(unsafe { memory.cast::<Page>().as_ref() })
 }
 
 /// The kernel's `struct robust_list_head` (24 bytes) followed by the list's one entry. Atomics: the
@@ -133,9 +109,7 @@ pub(super) fn hold(word: &'static AtomicU32) -> io::Result<Held> {
         return Err(io::Error::last_os_error());
     }
     let tid = nix::unistd::gettid().as_raw().unsigned_abs();
-    // With the bit that makes the kernel wake a waiter at our death: who waits may not be able to
-    // write here.
-    word.compare_exchange(seen, tid | WAITERS, Ordering::SeqCst, Ordering::Relaxed)
+    word.compare_exchange(seen, tid | (seen & WAITERS), Ordering::SeqCst, Ordering::Relaxed)
         .map_err(|_other| io::Error::new(io::ErrorKind::AddrInUse, "seat was taken meanwhile"))?;
     for place in &SEATS {
         let pointer = ptr::from_ref(word).cast_mut();
@@ -217,7 +191,7 @@ pub(super) fn watch(
             return Ok(Woken::Poked(poke));
         }
         entries.clear();
-        entries.push(WaitEntry::new(&page.work.poke, poked));
+        entries.push(WaitEntry::new(&page.0.poke, poked));
         for &seat in seats {
             let Some(word) = page.word(seat) else { continue };
             match watched(word) {
@@ -236,12 +210,21 @@ pub(super) fn watch(
     }
 }
 
-/// The value to wait for on a held seat.
+/// The value to wait for on a held seat, with the bit that makes the kernel wake us at its death.
 fn watched(word: &AtomicU32) -> Result<u32, Liveness> {
-    let seen = word.load(Ordering::Acquire);
-    match liveness(seen) {
-        Liveness::Alive(_) => Ok(seen),
-        other => Err(other),
+    loop {
+        let seen = word.load(Ordering::Acquire);
+        match liveness(seen) {
+            Liveness::Alive(_) if seen & WAITERS != 0 => return Ok(seen),
+            Liveness::Alive(_) => {
+                let marked = seen | WAITERS;
+                let order = Ordering::SeqCst;
+                if word.compare_exchange(seen, marked, order, Ordering::Relaxed).is_ok() {
+                    return Ok(marked);
+                }
+            }
+            other => return Err(other),
+        }
     }
 }
 

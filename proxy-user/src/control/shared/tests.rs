@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 use super::*;
 
 const CHILD: &str = "TANDEM_TEST_PAGE_CHILD";
-const RULING: &str = "TANDEM_TEST_PAGE_RULING";
 
 fn until(limit: Duration) -> Option<u64> {
     Some(monotonic_ns() + u64::try_from(limit.as_nanos()).unwrap())
@@ -17,7 +16,7 @@ fn until(limit: Duration) -> Option<u64> {
 fn role_lease_and_counters() {
     let (page, fd) = SharedPage::create(2).unwrap();
     use std::os::fd::AsFd;
-    let other = SharedPage::open(fd.ruling.as_fd(), fd.work.as_fd()).unwrap();
+    let other = SharedPage::open(fd.as_fd()).unwrap();
     assert_eq!(other.role(), Role::BOOT);
     let role = page.set_role(State::Master, 6);
     assert_eq!((other.role(), role.serial), (role, 1));
@@ -49,34 +48,14 @@ fn turns_tell_polling_from_working() {
 
 #[test]
 fn foreign_memory_is_refused() {
-    use std::os::fd::AsFd;
-    let (_page, fds) = SharedPage::create(1).unwrap();
-    let (ruling, work) = (fds.ruling.as_fd(), fds.work.as_fd());
-    assert!(SharedPage::open(work, work).is_err(), "the work is no ruling of its size and magic");
-    let plain = tempfile::tempfile().unwrap();
-    assert!(SharedPage::open(plain.as_fd(), work).is_err());
-    assert!(SharedPage::open(ruling, plain.as_fd()).is_err());
-    assert!(SharedPage::create(65).is_err());
-    let file = std::fs::File::from(fds.work.as_fd().try_clone_to_owned().unwrap());
+    let (_page, fd) = SharedPage::create(1).unwrap();
+    let file = std::fs::File::from(fd);
     std::os::unix::fs::FileExt::write_all_at(&file, b"other", 0).unwrap();
-    assert!(SharedPage::open(ruling, work).is_err());
-}
-
-#[test]
-fn nobody_else_writes_the_ruling() {
     use std::os::fd::AsFd;
-    let (page, fds) = SharedPage::create(1).unwrap();
-    let sealed = raw::map::<Ruling, _>(&fds.ruling, raw::Access::Write);
-    assert_eq!(sealed.err().and_then(|error| error.raw_os_error()), Some(libc::EPERM));
-    let file = std::fs::File::from(fds.ruling.as_fd().try_clone_to_owned().unwrap());
-    assert!(std::os::unix::fs::FileExt::write_all_at(&file, b"role", 0).is_err());
-    let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&fds.ruling));
-    let again = std::fs::File::options().read(true).write(true).open(path);
-    let again = again.map(|file| raw::map::<Ruling, _>(&file, raw::Access::Write).is_err());
-    assert!(again.unwrap_or(true), "opened again, it is writable");
-    page.set_lease(9);
-    let reader = SharedPage::open(fds.ruling.as_fd(), fds.work.as_fd()).unwrap();
-    assert_eq!(reader.lease(), 9, "the maker still writes");
+    assert!(SharedPage::open(file.as_fd()).is_err());
+    let plain = tempfile::tempfile().unwrap();
+    assert!(SharedPage::open(plain.as_fd()).is_err());
+    assert!(SharedPage::create(65).is_err());
 }
 
 #[test]
@@ -133,19 +112,12 @@ fn pokes_and_timeouts() {
 }
 
 /// Not a test of its own: the victim of the tests below, this same binary run again. Its standard
-/// input is the page's work.
+/// input is the page.
 #[test]
 fn child_process() {
     let Ok(how) = std::env::var(CHILD) else { return };
-    let page = inherited();
-    if how == "forge" {
-        io::stderr().write_all(b"ready\n").unwrap();
-        // Waiting there needs no right to write.
-        let woken = page.watch(&[Seat::Guardian], page.poked(), until(Duration::from_millis(5)));
-        assert_eq!(woken.unwrap(), Woken::Timeout);
-        page.set_role(State::Master, 2);
-        return;
-    }
+    use std::os::fd::AsFd;
+    let page = SharedPage::open(io::stdin().as_fd()).unwrap();
     mark_on_fatal_signals().unwrap();
     let threads = (0..2).map(|worker| {
         std::thread::spawn(move || {
@@ -171,31 +143,11 @@ fn child_process() {
     }
 }
 
-/// The page: the work is standard input, the ruling is opened by its path in the parent.
-fn inherited() -> SharedPage {
-    use std::os::fd::AsFd;
-    let ruling = std::fs::File::open(std::env::var(RULING).unwrap()).unwrap();
-    SharedPage::open(ruling.as_fd(), io::stdin().as_fd()).unwrap()
-}
-
-#[test]
-fn an_engine_that_writes_the_role_faults() {
-    use std::os::unix::process::ExitStatusExt;
-    let (page, fds) = SharedPage::create(2).unwrap();
-    let _held = page.hold(Seat::Guardian).unwrap();
-    let mut child = child(fds, "forge");
-    assert_eq!(child.wait().unwrap().signal(), Some(libc::SIGSEGV));
-    assert_eq!(page.role(), Role::BOOT);
-}
-
-fn child(page: PageFds, how: &str) -> std::process::Child {
-    let number = std::os::fd::AsRawFd::as_raw_fd(&page.ruling);
-    let path = format!("/proc/{}/fd/{number}", std::process::id());
+fn child(page_fd: OwnedFd, how: &str) -> std::process::Child {
     let mut child = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "control::shared::tests::child_process", "--nocapture"])
         .env(CHILD, how)
-        .stdin(Stdio::from(page.work))
-        .env(RULING, path)
+        .stdin(Stdio::from(page_fd))
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
         .spawn()
