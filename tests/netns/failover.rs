@@ -103,7 +103,12 @@ fn partition(xdp: &str) -> Result<()> {
     let mut pair = Pair::build("tandem-test", Options { xdp: xdp.into(), ..Options::default() })?;
     let master = pair.start_both()?;
     let other = master.other();
-    event(&mut pair, "cut off", |pair| pair.cut(master), other)?;
+    let cut = |pair: &mut Pair| {
+        // a node that has just come knows nobody who could say that it is the isolated one
+        pair.wait_askable(master)?;
+        pair.cut(master)
+    };
+    event(&mut pair, "cut off", cut, other)?;
     pair.heal(master)?;
     pair.wait_protected(other)?;
     event(&mut pair, "after the heal", |_| Ok(()), other).map(drop)

@@ -449,6 +449,19 @@ listen = "127.0.0.1:9900"
         })
     }
 
+    /// Waits until a node knows a third host on its segment, which could say that it is cut off.
+    ///
+    /// # Errors
+    /// After ten seconds.
+    pub fn wait_askable(&self, side: Side) -> Result<()> {
+        eventually("a third host to be known", Duration::from_secs(10), || {
+            let status = self.status(side)?;
+            let askable = status.pointer("/vips/0/segment/askable");
+            ensure!(askable == Some(&true.into()), "node {}: {askable:?}", side.name());
+            Ok(())
+        })
+    }
+
     /// A node's role, by the name of design's states.
     ///
     /// # Errors

@@ -68,12 +68,7 @@ impl Watch {
         };
         // a node that has just come knows nobody on the segment who could say that it is cut off
         for side in Side::ALL.into_iter().filter(|side| pair.status(*side).is_ok()) {
-            eventually("a third host to be known", Duration::from_secs(10), || {
-                let status = pair.status(side)?;
-                let askable = status.pointer("/vips/0/segment/askable");
-                ensure!(askable == Some(&true.into()), "node {}: {askable:?}", side.name());
-                Ok(())
-            })?;
+            pair.wait_askable(side)?;
         }
         eventually("writes to be under way", Duration::from_secs(5), || {
             let mut reader = pair.memcached(&pair.client, VIP)?;

@@ -37,6 +37,9 @@ const LOOK: Duration = Duration::from_secs(10);
 const LEAVE: Duration = Duration::from_secs(2);
 /// Between two readings of the kernel's neighbours.
 const NEIGHBOURS: Duration = Duration::from_secs(1);
+/// The same in the first seconds, in which nobody is known yet.
+const NEIGHBOURS_EARLY: Duration = Duration::from_millis(100);
+const EARLY: Duration = Duration::from_secs(10);
 /// Smallest retransmission timeout towards the peer: one lost segment must not look like a death.
 const RTO_MIN: Duration = Duration::from_millis(5);
 
@@ -130,6 +133,7 @@ pub(super) struct Host {
     renew_at: Instant,
     look_at: Instant,
     neighbours_at: Instant,
+    begun: Instant,
     retry: Option<(Instant, Duration)>,
     /// Kept to be put back.
     _routes: Vec<RtoMinRoute>,
@@ -199,6 +203,7 @@ impl Host {
             renew_at: now + RENEW,
             look_at: now + LOOK,
             neighbours_at: now,
+            begun: now,
             retry: None,
             _routes: routes(config),
             _settings: settings,
@@ -251,7 +256,8 @@ impl Host {
             self.look();
         }
         if now >= self.neighbours_at {
-            self.neighbours_at = now + NEIGHBOURS;
+            let early = now < self.begun + EARLY;
+            self.neighbours_at = now + if early { NEIGHBOURS_EARLY } else { NEIGHBOURS };
             for (instance, entry) in self.entries.iter().enumerate() {
                 let hosts = neighbours::read(&entry.vip.interface);
                 self.report(Report::Neighbours { instance, hosts });
