@@ -23,12 +23,15 @@ mod mailbox;
 mod peer;
 mod role;
 mod run;
+mod slots;
 mod start;
 pub mod status;
 pub mod steering;
 mod tools;
 mod watch;
+mod witness;
 
 pub use fault::Fault;
 pub use run::run;
 pub use tools::{check, keygen, show_status};
+pub use witness::serve as serve_witness;

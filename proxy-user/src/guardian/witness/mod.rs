@@ -1,0 +1,5 @@
+//! The witness's two shells: `tandem witness` itself ([`serve()`]), and the thread that asks one.
+
+mod serve;
+
+pub use serve::serve;
