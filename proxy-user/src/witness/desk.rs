@@ -2,8 +2,8 @@
 //!
 //! Each side has one living boot at a time. A boot that the desk does not know must show the token
 //! that the desk drew for the side's next boot, and then takes the side's place; the token is
-//! spent. So a request recorded from an earlier boot, or before the witness started, gets a new token and
-//! nothing else. Within a boot the register knows the newest number.
+//! spent. So a request recorded from an earlier boot, or before the witness started, gets a new
+//! token and nothing else. Within a boot the register knows the newest number.
 
 use super::message::{Reply, Request};
 use super::register::Register;

@@ -99,7 +99,7 @@ fn greet(options: &cli::Witness, sockets: &[UdpSocket], witness: &Witness) {
 
 /// The desk, and its file.
 #[derive(Debug)]
-struct Witness {
+pub(super) struct Witness {
     seal: Seal,
     desk: Desk,
     slots: Slots,
@@ -107,7 +107,7 @@ struct Witness {
 }
 
 impl Witness {
-    fn open(folder: &Path, seal: Seal) -> Result<Self, Fault> {
+    pub(super) fn open(folder: &Path, seal: Seal) -> Result<Self, Fault> {
         let path = folder.join(FILE.0);
         let damaged = |what: &dyn std::fmt::Display| {
             Fault::Runtime(format!(
@@ -128,7 +128,7 @@ impl Witness {
     }
 
     /// What has arrived at one socket, bounded.
-    fn turn(&mut self, socket: &UdpSocket) {
+    pub(super) fn turn(&mut self, socket: &UdpSocket) {
         // one byte more, so that a longer one is seen as such
         let mut buffer = [0; DATAGRAM_MAX + 1];
         for _ in 0..TURN_MAX {
