@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::io;
+use std::net::UdpSocket;
 use std::os::fd::AsFd;
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
@@ -9,6 +10,7 @@ use std::time::{Duration, Instant};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
+use super::etcd::Etcd;
 use super::tandem::Tandem;
 use crate::config::{self, RegisterPlace, Side};
 use crate::control::message::Secret;
@@ -45,7 +47,7 @@ impl WitnessThread {
         us: &Asker,
         tell: impl Fn(Answer) + Send + 'static,
     ) -> io::Result<Self> {
-        let mut register = Register::new(config, us)?;
+        let mut register = Register::new(config, us);
         let timeout = config.timeout;
         let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
         let wake = Arc::new(EventFd::from_value_and_flags(0, flags)?);
@@ -102,9 +104,14 @@ impl Inbox {
     }
 
     /// The newest that has come.
-    fn newer(&self) -> Option<Question> {
+    pub(super) fn newer(&self) -> Option<Question> {
         self.wake.read().ok();
         self.receiver.try_iter().last()
+    }
+
+    /// As [`Self::wait`], for nothing but a question.
+    pub(super) fn pause(&self, until: Instant) -> Option<Question> {
+        self.wait(&[] as &[UdpSocket], until)
     }
 
     /// Until one of `sockets` can be read, a newer question comes (the result), or `until`.
@@ -123,6 +130,7 @@ impl Inbox {
 /// Where the register is.
 enum Register {
     Tandem(Tandem),
+    Etcd(Box<Etcd>),
 }
 
 impl fmt::Debug for Register {
@@ -132,18 +140,19 @@ impl fmt::Debug for Register {
 }
 
 impl Register {
-    fn new(config: &config::Witness, us: &Asker) -> io::Result<Self> {
+    fn new(config: &config::Witness, us: &Asker) -> Self {
         match &config.register {
-            RegisterPlace::Tandem(addresses) => {
-                Ok(Self::Tandem(Tandem::new(addresses.clone(), us)))
+            RegisterPlace::Tandem(addresses) => Self::Tandem(Tandem::new(addresses.clone(), us)),
+            RegisterPlace::Etcd { urls, prefix } => {
+                Self::Etcd(Box::new(Etcd::new(urls.clone(), prefix, us)))
             }
-            RegisterPlace::Etcd { .. } => Err(io::Error::other("etcd is not spoken yet")),
         }
     }
 
     fn ask(&mut self, question: Question, until: Instant, inbox: &Inbox) -> Outcome {
         match self {
             Self::Tandem(tandem) => tandem.ask(question, until, inbox),
+            Self::Etcd(etcd) => etcd.ask(question, until, inbox),
         }
     }
 }

@@ -1,6 +1,7 @@
 //! The witness's two shells: `tandem witness` itself ([`serve()`]), and the thread that asks one.
 
 mod ask;
+mod etcd;
 mod serve;
 mod tandem;
 #[cfg(test)]

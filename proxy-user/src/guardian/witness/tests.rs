@@ -68,7 +68,15 @@ impl Node {
     }
 
     pub(super) fn ask(&self, number: u64, expected: u64, by_contact: bool) -> Answer {
+        self.send(number, expected, by_contact);
+        self.answer()
+    }
+
+    pub(super) fn send(&self, number: u64, expected: u64, by_contact: bool) {
         self.thread.ask(Question { number, epoch: 2, expected, by_contact });
+    }
+
+    pub(super) fn answer(&self) -> Answer {
         self.answers.recv_timeout(PATIENCE).unwrap()
     }
 }
@@ -136,6 +144,6 @@ fn a_newer_question_takes_the_place_of_an_older() {
     let place = RegisterPlace::Tandem(vec![served.address]);
     let node = Node::start(place, PATIENCE, &asker(Side::A, 1));
     // not answered, for the register is empty
-    node.thread.ask(Question { number: 1, epoch: 2, expected: 0, by_contact: false });
+    node.send(1, 0, false);
     assert_eq!(node.ask(2, 0, true), granted(2, 1));
 }
