@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use tests::eventually;
+use tests::process::tail;
 use tests::third::{Third, divide};
 use tests::topology::{Options, Pair, Side, VIP};
 
@@ -45,6 +46,7 @@ fn either_protected(pair: &Pair) -> Result<()> {
         ensure!(whole, "{roles:?}");
         Ok(())
     })
+    .with_context(|| Side::ALL.map(|side| tail(&pair.log_path(side), 25)).join("\n"))
 }
 
 /// Both nodes are whole, with clients and a witness, and do not hear each other: exactly one goes
