@@ -85,7 +85,7 @@ pub struct Witness {
     /// The folder of the register; lost, it grants nothing by silence until the nodes meet again
     #[arg(long, value_name = "FOLDER", default_value = "/var/lib/tandem-witness")]
     pub state: PathBuf,
-    /// The cluster, as in the nodes' [node] table
+    /// The cluster, as in the table `node` of the nodes' files
     #[arg(long, value_name = "NAME", default_value = "tandem")]
     pub cluster: String,
 }
