@@ -18,6 +18,7 @@ Examples:
   tandem run --config node-a.toml     a node of a pair
   tandem check node-a.toml            says what is wrong in a file, with line and hint
   tandem keygen pair.key              makes the pair's secret; copy it to both nodes
+  tandem witness --key-file pair.key  a third host's voice; named in both nodes' [witness]
   tandem status                       who is master, what is up
 
 Exit codes: 0 stopped as asked, 1 a fault while running, 2 wrong option or configuration.";
@@ -48,6 +49,8 @@ pub enum Verb {
         /// The file to make; it must not exist yet
         file: PathBuf,
     },
+    /// Answers the nodes' question who goes on when they cannot hear each other; on a third host
+    Witness(Witness),
     /// The engine process; started by the guardian
     #[command(hide = true)]
     Engine,
@@ -68,6 +71,23 @@ pub struct Run {
     /// Worker threads of the engine [default: the file's, else one a core]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
     pub workers: Option<u16>,
+}
+
+/// Options of `tandem witness`.
+#[derive(Debug, Clone, Args)]
+pub struct Witness {
+    /// Where to listen (UDP); one for each of this host's addresses that the nodes are told
+    #[arg(long, value_name = "ADDRESS", default_value = "0.0.0.0:7710")]
+    pub listen: Vec<SocketAddr>,
+    /// The pair's secret, made by `tandem keygen`
+    #[arg(long, value_name = "FILE")]
+    pub key_file: PathBuf,
+    /// The folder of the register; lost, it grants nothing by silence until the nodes meet again
+    #[arg(long, value_name = "FOLDER", default_value = "/var/lib/tandem-witness")]
+    pub state: PathBuf,
+    /// The cluster, as in the table `node` of the nodes' files
+    #[arg(long, value_name = "NAME", default_value = "tandem")]
+    pub cluster: String,
 }
 
 /// Options of `tandem status`.
@@ -118,6 +138,9 @@ mod tests {
         let run = |words: &[&str]| Cli::try_parse_from(words).map(|cli| cli.verb);
         let parsed = run(&["tandem", "run", "--io", "epoll", "--workers", "3"]);
         assert!(matches!(parsed, Ok(Verb::Run(Run { workers: Some(3), .. }))), "{parsed:?}");
+        let witness = run(&["tandem", "witness", "--key-file", "k", "--listen", "[::1]:7710"]);
+        assert!(matches!(witness, Ok(Verb::Witness(Witness { listen, .. })) if listen.len() == 1));
+        assert!(run(&["tandem", "witness"]).is_err(), "without a key");
         assert!(run(&["tandem", "run", "--workers", "0"]).is_err());
         assert!(run(&["tandem", "run", "--io", "kqueue"]).is_err());
         assert!(run(&["tandem"]).is_err());

@@ -2,10 +2,10 @@
 //! (HTTP balancer, memcached protocol, replication).
 //!
 //! Arrows inside this crate, checked by `cargo xtask tidy`:
-//! `{http, balance, exchange, node, config} <- control <- {guardian, engine} <- main`.
+//! `{http, balance, exchange, node, config, witness} <- control <- {guardian, engine} <- main`.
 //! `guardian` and `engine` never import each other; `engine` never imports `vrrp`, `guardian` never
-//! imports `cache`. `http`, `balance`, `exchange`, `node` and `config` are pure: no socket, clock,
-//! thread or randomness of their own.
+//! imports `cache`. `http`, `balance`, `exchange`, `node`, `config` and `witness` are pure: no
+//! socket, clock, thread or randomness of their own.
 
 pub mod balance;
 pub mod cli;
@@ -18,3 +18,4 @@ pub mod guardian;
 pub mod http;
 pub mod node;
 pub mod telemetry;
+pub mod witness;

@@ -15,6 +15,7 @@ fn main() -> ExitCode {
         Verb::Check { file } => guardian::check(&file).map(say),
         Verb::Status(options) => guardian::show_status(&options).map(say),
         Verb::Keygen { file } => guardian::keygen(&file).map(say),
+        Verb::Witness(options) => guardian::serve_witness(&options),
         Verb::Engine => return child("engine", run_engine()),
         Verb::Demo(args) => return child("demo", run_demo(&args)),
     };

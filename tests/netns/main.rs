@@ -16,3 +16,4 @@ mod loss;
 mod measured;
 mod role;
 mod table;
+mod witness;

@@ -135,7 +135,8 @@ fn table(network: Network, rules: &[Rule]) -> String {
     text
 }
 
-fn load(namespace: &Namespace, rules: &str) -> Result<()> {
+/// Rules for `nft`, as one transaction.
+pub(crate) fn load(namespace: &Namespace, rules: &str) -> Result<()> {
     let mut child = namespace
         .command("nft")
         .args(["-f", "-"])

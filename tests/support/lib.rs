@@ -14,6 +14,7 @@ pub mod process;
 pub mod random;
 pub mod stranger;
 mod switch;
+pub mod third;
 pub mod topology;
 pub mod watch;
 pub mod wire;

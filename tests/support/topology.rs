@@ -525,7 +525,7 @@ fn bridge(namespace: &Namespace) -> Result<()> {
 }
 
 /// A cable: `port` on the bridge, `interface` with `address`/24 in `node`.
-fn plug(
+pub(crate) fn plug(
     bridge: &Namespace,
     node: &Namespace,
     port: &str,

@@ -25,6 +25,8 @@ pub struct Config {
     pub node: Node,
     /// Addresses that move between the nodes; empty on a single node.
     pub vips: Vec<Vip>,
+    /// The third voter, if there is one; only with a peer.
+    pub witness: Option<Witness>,
     /// The memcached service, if there is one.
     pub cache: Option<Cache>,
     /// The HTTP balancer's listeners.
@@ -95,6 +97,31 @@ pub enum UnreachableWitness {
     Hold,
     /// The master of that moment; its backup never.
     PreferMaster,
+}
+
+/// The third voter, and what its silence means.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Witness {
+    /// Where its register is.
+    pub register: RegisterPlace,
+    /// Who goes on when it does not answer.
+    pub unreachable: UnreachableWitness,
+    /// Time for an answer.
+    pub timeout: Duration,
+}
+
+/// Where the witness's register is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum RegisterPlace {
+    /// At a `tandem witness`; each address is one path to the same one.
+    Tandem(Vec<SocketAddr>),
+    /// A key in an etcd.
+    Etcd {
+        /// Members of one etcd, `http://ip:port`; tried in turn.
+        urls: Vec<String>,
+        /// Of the key; the cluster's name comes after it.
+        prefix: String,
+    },
 }
 
 impl Pair {
@@ -363,6 +390,7 @@ impl Config {
         Self {
             node: Node { name: "single".to_owned(), state_dir: None, pair: None },
             vips: Vec::new(),
+            witness: None,
             cache: Some(Cache { listen: vec![any(11211)], ..Cache::default() }),
             http: vec![Http {
                 listen: vec![any(8080)],

@@ -16,6 +16,7 @@ pub(super) struct Raw {
     pub(super) xdp: At<String>,
     pub(super) node: Option<Spanned<RawNode>>,
     pub(super) vip: Vec<Spanned<RawVip>>,
+    pub(super) witness: Option<Spanned<RawWitness>>,
     pub(super) cache: Option<Spanned<RawCache>>,
     pub(super) http: Vec<Spanned<RawHttp>>,
     pub(super) upstream: BTreeMap<String, Spanned<RawUpstream>>,
@@ -49,6 +50,16 @@ pub(super) struct RawVip {
     pub(super) vrid: At<i64>,
     pub(super) priority: At<i64>,
     pub(super) advert: At<String>,
+}
+
+#[derive(Debug, Default, serde::Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawWitness {
+    pub(super) address: At<OneOrMany>,
+    pub(super) etcd: At<OneOrMany>,
+    pub(super) prefix: At<String>,
+    pub(super) unreachable: At<String>,
+    pub(super) timeout: At<String>,
 }
 
 #[derive(Debug, Default, serde::Deserialize)]

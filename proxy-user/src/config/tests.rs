@@ -140,6 +140,59 @@ fn refusals_of_pairs_and_vips() {
 }
 
 #[test]
+fn witness() {
+    let of = |table: &str| parse(&format!("{PAIR}[witness]\n{table}"), "t.toml").unwrap().witness;
+    assert_eq!(parse(PAIR, "t.toml").unwrap().witness, None);
+    let found = of("address = [\"192.0.2.3:7710\", \"198.51.100.3:7710\"]").unwrap();
+    assert!(matches!(found.register, RegisterPlace::Tandem(all) if all.len() == 2));
+    assert_eq!(found.unreachable, UnreachableWitness::Hold);
+    assert_eq!(found.timeout, Duration::from_millis(60));
+    let etcd = "etcd = \"http://192.0.2.3:2379/\"\nunreachable = \"prefer_master\"\n\
+                timeout = \"250ms\"";
+    let found = of(etcd).unwrap();
+    let urls = vec!["http://192.0.2.3:2379".to_owned()];
+    assert_eq!(found.register, RegisterPlace::Etcd { urls, prefix: "/tandem/".to_owned() });
+    assert_eq!(found.unreachable, UnreachableWitness::PreferMaster);
+    assert_eq!(found.timeout, Duration::from_millis(250));
+}
+
+#[test]
+fn refusals_of_the_witness() {
+    let witness = |lines: &str| format!("{PAIR}[witness]\n{lines}\n");
+    let at = |line: &str| witness(&format!("address = \"192.0.2.3:7710\"\n{line}"));
+    let single = "[cache]\n[witness]\naddress = \"192.0.2.3:7710\"\n".to_owned();
+    let table: &[(String, usize, &str, &str)] = &[
+        (single, 2, "without a peer", "[node]"),
+        (witness(""), 10, "neither address nor etcd", "7710"),
+        (witness("address = []"), 11, "is empty", "at least one"),
+        (witness("address = \"192.0.2.3\""), 11, "not an address", "add the port"),
+        (witness("address = \"witness:7710\""), 11, "not an address", "not resolved"),
+        (witness("etcd = []"), 11, "is empty", "at least one"),
+        (witness("etcd = \"https://192.0.2.3:2379\""), 11, "member's URL", "TLS"),
+        (witness("etcd = \"http://etcd:2379\""), 11, "member's URL", "not resolved"),
+        (witness("etcd = \"192.0.2.3:2379\""), 11, "member's URL", "http://ip:port"),
+        (at("etcd = \"http://192.0.2.3:2379\""), 12, "both address and etcd", "keep one"),
+        (at("prefix = \"/x\""), 12, "without etcd", "remove it"),
+        (
+            witness("etcd = \"http://192.0.2.3:2379\"\nprefix = \"\""),
+            12,
+            "key's beginning",
+            "/tandem/",
+        ),
+        (at("unreachable = \"hodl\""), 12, "is not known", "\"hold\"?"),
+        (at("timeout = \"1s\""), 12, "out of range", "between 10ms and 900ms"),
+        (at("timeuot = \"60ms\""), 12, "unknown field", "`timeout`?"),
+        (PAIR.replace("[cache]", "unreachable = \"hold\"\n[cache]"), 8, "unknown", "[witness]"),
+    ];
+    for (text, line, message, hint) in table {
+        let found = problem(text);
+        assert_eq!(found.line, *line, "{text}: {found:?}");
+        assert!(found.message.contains(message), "{text}: {found:?}");
+        assert!(found.hint.clone().unwrap_or_default().contains(hint), "{text}: {found:?}");
+    }
+}
+
+#[test]
 fn refusals_of_http() {
     let http = |routes: &str, upstream: &str| {
         format!(

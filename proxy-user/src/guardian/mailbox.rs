@@ -11,7 +11,7 @@ use super::steering::Report;
 use super::watch::Seen;
 use crate::control::channel::GuardianEnd;
 use crate::control::message::{BackendEvent, Hello};
-use crate::node::Epoch;
+use crate::node::{Answer, Epoch};
 
 /// Orders for the role thread.
 #[derive(Debug)]
@@ -37,6 +37,8 @@ pub(super) enum Order {
     },
     /// What the netlink thread did, or saw.
     Steering(Report),
+    /// The witness answered, or did not.
+    Witness(Answer),
     /// Give the role away if somebody can take it, and stop answering.
     Resign,
     /// Every socket is closed: remove addresses, settings, programs, and end.

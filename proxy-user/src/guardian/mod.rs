@@ -8,6 +8,7 @@
 //! role thread: poll loop ── node, peer link, adverts, addresses, engine's messages
 //!    ▲ gone
 //! watch thread: futex_waitv on every engine thread's seat        disk thread: the state file
+//!                                                 witness thread: asks who may go on by silence
 //! ```
 //! Order of start: configuration, lock, host, ports, memory, role thread, engine. Whatever is wrong
 //! is found before the engine starts, and leaves nothing behind. Order of stop: the role is given
@@ -23,12 +24,15 @@ mod mailbox;
 mod peer;
 mod role;
 mod run;
+mod slots;
 mod start;
 pub mod status;
 pub mod steering;
 mod tools;
 mod watch;
+mod witness;
 
 pub use fault::Fault;
 pub use run::run;
 pub use tools::{check, keygen, show_status};
+pub use witness::serve as serve_witness;

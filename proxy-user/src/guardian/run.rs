@@ -28,6 +28,7 @@ use crate::config::Config;
 use crate::control::message::{Link, ServerState, Snapshot, VERSION};
 use crate::control::shared::{Held, Seat, SharedPage};
 use crate::telemetry;
+use crate::witness::KEY_LABEL;
 
 /// Between two looks at the workers' loop counters.
 const TICK: Duration = Duration::from_millis(50);
@@ -159,6 +160,7 @@ impl Node {
             page: self.page,
             epoch_file: self.epoch_file,
             folder: start::state_dir(&self.config, self.configured),
+            witness_key: self.key.derive(KEY_LABEL),
             peer: peer.map(|sockets| (sockets, self.key.derive("tandem guardians 1"))),
             orders: orders.clone(),
             inbox,

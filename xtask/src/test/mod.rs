@@ -17,7 +17,7 @@ pub(crate) use long::{Long, run as run_long};
 pub(crate) use tally::Tally;
 
 /// What the tests run, and Debian's package of it. Missing ones are installed.
-const PROGRAMS: [(&str, &str); 9] = [
+const PROGRAMS: [(&str, &str); 10] = [
     ("ip", "iproute2"),
     ("memcached", "memcached"),
     ("nginx", "nginx-light"),
@@ -27,6 +27,7 @@ const PROGRAMS: [(&str, &str); 9] = [
     ("nft", "nftables"),
     ("curl", "curl"),
     ("tcpdump", "tcpdump"),
+    ("etcd", "etcd-server"),
 ];
 /// Bits of CapEff (linux/capability.h): what the privileged suites do.
 const CAPABILITIES: [(u32, &str); 2] = [(12, "CAP_NET_ADMIN"), (39, "CAP_BPF")];

@@ -42,7 +42,7 @@ pub(super) fn crates(manifest: &Manifest, text: &str) -> Vec<Broken> {
     broken
 }
 
-const CORES: &[&str] = &["http", "balance", "exchange", "node", "config"];
+const CORES: &[&str] = &["http", "balance", "exchange", "node", "config", "witness"];
 
 /// What the files of one top module of proxy-user may name.
 struct Module {
@@ -51,14 +51,15 @@ struct Module {
     not_crates: &'static [&'static str],
 }
 
-/// `{http, balance, exchange, node, config} <- control <- {guardian, engine} <- main`; the demo and
-/// telemetry serve both processes. `main`, `lib` and `cli` may name all.
+/// `{http, balance, exchange, node, config, witness} <- control <- {guardian, engine} <- main`; the
+/// demo and telemetry serve both processes. `main`, `lib` and `cli` may name all.
 const MODULES: &[Module] = &[
     Module { name: "http", modules: &[CORES], not_crates: &["vrrp", "cache"] },
     Module { name: "balance", modules: &[CORES], not_crates: &["vrrp", "cache"] },
     Module { name: "exchange", modules: &[CORES], not_crates: &["vrrp", "cache"] },
     Module { name: "node", modules: &[CORES], not_crates: &[] },
     Module { name: "config", modules: &[CORES], not_crates: &[] },
+    Module { name: "witness", modules: &[CORES], not_crates: &["vrrp", "cache"] },
     Module { name: "control", modules: &[CORES, &["telemetry"]], not_crates: &[] },
     Module { name: "telemetry", modules: &[CORES, &["control"]], not_crates: &[] },
     Module { name: "demo", modules: &[CORES, &["telemetry"]], not_crates: &["vrrp"] },

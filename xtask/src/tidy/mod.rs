@@ -15,7 +15,7 @@ const FILE_LINES_MAX: usize = 700;
 /// Columns of a line.
 const LINE_COLUMNS_MAX: usize = 100;
 /// Pure code: fed with time and bytes, it has neither socket nor clock, thread or chance.
-const PURE: [&str; 9] = [
+const PURE: [&str; 10] = [
     "cache/src/",
     "vrrp/src/",
     "proxy-ebpf/common/src/",
@@ -25,6 +25,7 @@ const PURE: [&str; 9] = [
     "proxy-user/src/exchange/",
     "proxy-user/src/node/",
     "proxy-user/src/config/",
+    "proxy-user/src/witness/",
 ];
 /// Shells inside those.
 const NOT_PURE: [&str; 1] = ["vrrp/src/io/"];

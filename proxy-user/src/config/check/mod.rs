@@ -2,6 +2,7 @@
 
 mod node;
 mod services;
+mod witness;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::ops::Range;
@@ -33,6 +34,7 @@ const KEYS: &[(&str, &[&str])] = &[
         ],
     ),
     ("[[vip]]", &["address", "interface", "vrid", "priority", "advert"]),
+    ("[witness]", &["etcd", "prefix", "unreachable"]),
     ("[cache]", &["memory", "item_size_max", "ack", "ack_timeout"]),
     ("[[http]]", &["routes", "header_timeout", "idle_timeout", "body_size_max"]),
     (
@@ -100,6 +102,7 @@ impl Checker<'_> {
     fn config(&mut self, raw: &Raw) -> Option<Config> {
         let node = self.node(raw);
         let vips = self.vips(raw);
+        let witness = self.witness(raw);
         let cache = raw.cache.as_ref().map(|cache| self.cache(cache.get_ref()));
         let upstreams = self.upstreams(raw);
         let http = self.https(raw, &upstreams);
@@ -133,7 +136,9 @@ impl Checker<'_> {
                 "add a [cache] table, or an [[http]] table with an [upstream.NAME]",
             );
         }
-        let config = Config { node: node?, vips, cache, http, upstreams, engine, admin, xdp, log };
+        let node = node?;
+        let config =
+            Config { node, vips, witness, cache, http, upstreams, engine, admin, xdp, log };
         self.same_address_twice(&config);
         Some(config)
     }

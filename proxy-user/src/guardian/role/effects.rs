@@ -33,10 +33,13 @@ impl Role {
                         *probes += 1;
                     }
                 }
-                Effect::AskWitness(question) => {
-                    let number = question.number;
-                    self.node.handle_witness(now, Answer::Unreachable { number });
-                }
+                Effect::AskWitness(question) => match &self.witness {
+                    Some(witness) => witness.ask(question),
+                    None => {
+                        let number = question.number;
+                        self.node.handle_witness(now, Answer::Unreachable { number });
+                    }
+                },
                 // a guardian's store does not outlive it yet
                 Effect::Remember(_) => {}
                 Effect::Answer(on) => {

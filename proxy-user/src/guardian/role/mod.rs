@@ -23,9 +23,10 @@ use super::fault::Fault;
 use super::mailbox::{Inbox, News, NewsSender, Order, Orders};
 use super::peer::{Input, Introduction, PeerLink};
 use super::start::PeerSockets;
-use super::status::{RefusedAdverts, StatusHandle};
+use super::status::{RefusedAdverts, StatusHandle, WitnessFacts};
 use super::steering::{Carrier, Report, Segments, Sign};
-use crate::config::{Config, Side};
+use super::witness::{Asker, WitnessThread};
+use crate::config::{Config, Pair, Side};
 use crate::control::channel::{ChannelError, GuardianEnd};
 use crate::control::counters::Counter;
 use crate::control::message::{Hello, Secret, ToGuardian};
@@ -53,6 +54,8 @@ pub(super) struct Parts {
     pub(super) folder: PathBuf,
     /// Sockets and the key for the guardians' link, with a peer.
     pub(super) peer: Option<(PeerSockets, Secret<32>)>,
+    /// Derived from the pair's, for the witness.
+    pub(super) witness_key: Secret<32>,
     pub(super) orders: Orders,
     pub(super) inbox: Inbox,
     pub(super) news: NewsSender,
@@ -100,6 +103,9 @@ struct Role {
     link: Option<PeerLink>,
     page: SharedPage,
     disk: Disk,
+    witness: Option<WitnessThread>,
+    /// What it said last, for the status page.
+    witness_facts: WitnessFacts,
     inbox: Inbox,
     news: NewsSender,
     engine: Option<Engine>,
@@ -128,7 +134,8 @@ impl std::fmt::Debug for Role {
 
 impl Role {
     fn new(parts: Parts) -> Result<Self, Fault> {
-        let Parts { config, page, epoch_file, folder, peer, orders, inbox, news, status } = parts;
+        let Parts { config, page, epoch_file, folder, peer, orders, inbox, news, status, .. } =
+            parts;
         // The page's clock first: a lease computed from the pair is never too long.
         let clock = (monotonic_ns(), Instant::now());
         let now = clock.1;
@@ -142,27 +149,12 @@ impl Role {
             side: pair.map_or(Side::A, |pair| pair.side),
             boot,
             persisted,
-            peer: pair.map(|pair| PeerConfig {
-                beat: pair.heartbeat,
-                dead_after: pair.dead_after,
-                boot_wait: pair.boot_wait,
-                unsynced_takeover: pair.unsynced_takeover,
-                lonely: pair.lonely_segment,
-                ..PeerConfig::default()
-            }),
+            peer: pair.map(|pair| peer_config(&config, pair)),
             segments: instances.iter().map(|one| segment_path(&config, one)).collect(),
             legacy: None,
         };
         let link = pair.zip(peer).map(|(pair, (sockets, key))| {
-            let us = Introduction {
-                cluster: pair.cluster.clone(),
-                side: pair.side,
-                boot: boot.0,
-                name: config.node.name.clone(),
-                version: env!("CARGO_PKG_VERSION").to_owned(),
-                heartbeat_us: u64::try_from(pair.heartbeat.as_micros()).unwrap_or(u64::MAX),
-                dead_after: pair.dead_after,
-            };
+            let us = introduction(&config, pair, boot);
             PeerLink::new(now, us, key, pair.peers.clone(), sockets)
         });
         let mut node = Node::new(now, node, instances);
@@ -171,6 +163,10 @@ impl Role {
             status.carrier(carrier.instance, carrier.up);
             node.handle_carrier(now, carrier.instance, carrier.up);
         }
+        let witness = witness(&config, boot, parts.witness_key, &orders)?;
+        let witness_facts =
+            WitnessFacts { configured: witness.is_some(), ..WitnessFacts::default() };
+        status.witness(witness_facts.clone());
         let disk = Disk::start(epoch_file, orders)
             .map_err(|error| Fault::of("cannot start a thread", error))?;
         let mut role = Self {
@@ -179,6 +175,8 @@ impl Role {
             link,
             page,
             disk,
+            witness,
+            witness_facts,
             inbox,
             news,
             engine: None,
@@ -272,6 +270,7 @@ impl Role {
                 Order::Persisted { epoch, ok } => {
                     self.node.handle_epoch_persisted(now, epoch, ok);
                 }
+                Order::Witness(answer) => self.node.handle_witness(now, answer),
                 Order::Steering(report) => self.take_report(now, report),
                 Order::Resign => {
                     self.resigning = true;
@@ -423,6 +422,47 @@ impl Role {
 fn segment_path(config: &Config, instance: &vrrp::Instance) -> Option<usize> {
     let vrrp::Mode::Coupled { peer: Some(peer) } = instance.config().mode else { return None };
     config.node.pair.as_ref()?.peers.iter().position(|path| path.ip() == peer)
+}
+
+fn peer_config(config: &Config, pair: &Pair) -> PeerConfig {
+    PeerConfig {
+        beat: pair.heartbeat,
+        dead_after: pair.dead_after,
+        boot_wait: pair.boot_wait,
+        unsynced_takeover: pair.unsynced_takeover,
+        lonely: pair.lonely_segment,
+        witness: config.witness.as_ref().map(|witness| witness.unreachable),
+        ..PeerConfig::default()
+    }
+}
+
+fn introduction(config: &Config, pair: &Pair, boot: BootId) -> Introduction {
+    Introduction {
+        cluster: pair.cluster.clone(),
+        side: pair.side,
+        boot: boot.0,
+        name: config.node.name.clone(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        heartbeat_us: u64::try_from(pair.heartbeat.as_micros()).unwrap_or(u64::MAX),
+        dead_after: pair.dead_after,
+    }
+}
+
+/// The thread that asks the witness, if there is one.
+fn witness(
+    config: &Config,
+    boot: BootId,
+    key: Secret<32>,
+    orders: &Orders,
+) -> Result<Option<WitnessThread>, Fault> {
+    let Some((witness, pair)) = config.witness.as_ref().zip(config.node.pair.as_ref()) else {
+        return Ok(None);
+    };
+    let us = Asker { side: pair.side, boot, cluster: pair.cluster.clone(), key };
+    let orders = orders.clone();
+    let tell = move |answer| orders.send(Order::Witness(answer));
+    let thread = WitnessThread::start(witness, &us, tell);
+    thread.map(Some).map_err(|error| Fault::of("cannot ask the witness", error))
 }
 
 fn boot_id() -> Result<BootId, Fault> {

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use super::{Role, STATUS_EVERY};
 use crate::guardian::status::{DiskFacts, Ears, PeerFacts, SegmentFacts};
-use crate::node::{Epoch, Event, Reach};
+use crate::node::{Answer, Epoch, Event, Reach};
 
 impl Role {
     /// One log line for what matters.
@@ -44,7 +44,7 @@ impl Role {
                 self.status.alarm("segment_lost", reach == Reach::Lost);
             }
             Event::PeerReach(reach) => tracing::info!(?reach, "the peer's reach of its segment"),
-            Event::Witness(answer) => tracing::info!(?answer, "witness"),
+            Event::Witness(answer) => self.witness_said(answer),
             _ => self.alarming(event),
         }
     }
@@ -92,6 +92,31 @@ impl Role {
         };
         tracing::error!("{text}");
         self.status.event(&format!("ALARM: {text}"));
+    }
+
+    fn witness_said(&mut self, answer: Answer) {
+        let facts = &mut self.witness_facts;
+        facts.asked += 1;
+        match answer {
+            Answer::Granted { generation, .. } => {
+                tracing::info!(generation, "the witness grants it");
+                facts.state = "granted";
+                facts.generation = Some(generation);
+                facts.holder = Some("this node".to_owned());
+            }
+            Answer::Refused { generation, .. } => {
+                tracing::warn!(generation, "the witness refuses: the peer went on");
+                facts.state = "refused";
+                facts.generation = Some(generation);
+                facts.holder = Some("the peer".to_owned());
+            }
+            Answer::Unreachable { .. } => {
+                tracing::warn!("the witness does not answer, or does not know");
+                facts.state = "unreachable";
+                facts.unanswered += 1;
+            }
+        }
+        self.status.witness(facts.clone());
     }
 
     /// Why the peer cannot be understood, as far as this node can see.

@@ -2,7 +2,7 @@
 
 use super::{Mutant, lib, seeds, sim};
 
-const EPOCH: &str = "proxy-user/src/guardian/epoch.rs";
+const SLOTS: &str = "proxy-user/src/guardian/slots.rs";
 const CLAIM: &str = "proxy-user/src/node/claim.rs";
 const MESSAGE: &str = "proxy-user/src/node/message.rs";
 const PEER: &str = "proxy-user/src/node/peer.rs";
@@ -22,24 +22,24 @@ macro_rules! node {
 pub(super) const ROWS: &[Mutant] = &[
     Mutant {
         name: "an epoch is written over the one in force",
-        file: EPOCH,
+        file: SLOTS,
         find: "        self.next = 1 - self.next;\n",
         replace: "",
-        found_by: lib("proxy-user", "guardian::epoch::tests::a_torn_write_leaves_the_one_before"),
+        found_by: lib("proxy-user", "guardian::slots::tests::a_torn_write_leaves_the_one_before"),
     },
     Mutant {
         name: "a damaged slot of the state file counts",
-        file: EPOCH,
-        find: "(bytes == slot(epoch)).then_some(epoch)",
-        replace: "Some(epoch)",
-        found_by: lib("proxy-user", "guardian::epoch::tests::a_damaged_file_is_refused"),
+        file: SLOTS,
+        find: "(bytes == slot(name, &content)?).then_some(content)",
+        replace: "Some(content)",
+        found_by: lib("proxy-user", "guardian::slots::tests::a_damaged_file_is_refused"),
     },
     Mutant {
         name: "the older slot of the state file counts",
-        file: EPOCH,
-        find: "if second > first => Some((second, 0))",
-        replace: "if second < first => Some((second, 0))",
-        found_by: lib("proxy-user", "guardian::epoch::tests::persists_and_never_goes_back"),
+        file: SLOTS,
+        find: "if second.serial > first.serial => Some((second, 0))",
+        replace: "if second.serial < first.serial => Some((second, 0))",
+        found_by: lib("proxy-user", "guardian::slots::tests::the_newest_is_read_back"),
     },
     Mutant {
         name: "of two that began apart the younger wins",
