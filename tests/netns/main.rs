@@ -12,6 +12,7 @@ mod failover;
 mod filters;
 mod injector;
 mod interfaces;
+mod keeper;
 mod loss;
 mod measured;
 mod role;

@@ -66,8 +66,8 @@ fn inflict(pair: &mut Pair, fault: &Fault, victim: Side) -> Result<()> {
         }
         Fault::Stop(program, time) => stop(pair, victim, *program, *time),
         Fault::Restart => {
-            pair.guardian(victim)?.signal(Signal::SIGTERM)?;
-            pair.guardian(victim)?.wait(END).map(drop)
+            pair.node(victim)?.signal(Signal::SIGTERM)?;
+            pair.node(victim)?.wait(END).map(drop)
         }
         Fault::Lost => pair.kill_node(victim),
         Fault::Carrier(networks, time) => {
@@ -117,9 +117,12 @@ fn filtered(pair: &Pair, rules: &[Rule], time: Duration) -> Result<()> {
 fn stop(pair: &mut Pair, victim: Side, program: Program, time: Duration) -> Result<()> {
     match program {
         Program::Guardian => {
-            pair.guardian(victim)?.signal(Signal::SIGSTOP)?;
+            let guardian = pair.guardian(victim)?;
+            kill(guardian, Signal::SIGSTOP)?;
             let passed = pass(time);
-            pair.guardian(victim)?.signal(Signal::SIGCONT)?;
+            if pair.guardian(victim).is_ok_and(|now| now == guardian) {
+                kill(guardian, Signal::SIGCONT)?;
+            }
             passed
         }
         Program::Engine => {

@@ -21,7 +21,7 @@ const LIMIT: Duration = Duration::from_secs(5);
 
 /// The guardian, its namespace and its folder.
 pub(crate) struct Node {
-    guardian: Process,
+    keeper: Process,
     namespace: Namespace,
     folder: TempDir,
     killed: Option<Pid>,
@@ -41,8 +41,8 @@ impl Node {
         fs::write(&config, text)?;
         let mut command = namespace.command(topology::tandem_binary()?);
         command.arg("run").arg("--config").arg(&config);
-        let guardian = Process::start("tandem", &mut command, &folder.path().join("log"))?;
-        let node = Self { guardian, namespace, folder, killed: None };
+        let keeper = Process::start("tandem", &mut command, &folder.path().join("log"))?;
+        let node = Self { keeper, namespace, folder, killed: None };
         eventually("the first answer", Duration::from_secs(10), || {
             ensure!(node.client()?.set("keep", &expected("keep", 1))? == "STORED");
             Ok(())
@@ -63,15 +63,19 @@ impl Node {
         self.namespace.run(|| Memcached::connect(CACHE, LIMIT))
     }
 
+    fn guardian(&self) -> Result<Pid> {
+        child_running(self.keeper.pid(), "guardian").context("no guardian just now")
+    }
+
     fn engine(&self) -> Result<Pid> {
-        child_running(self.guardian.pid(), "engine")
+        child_running(self.guardian()?, "engine")
             .filter(|pid| Some(*pid) != self.killed)
             .context("no engine just now")
     }
 
     /// The memory of the store, through the guardian's descriptor.
     pub(crate) fn region(&self) -> Result<File> {
-        for entry in fs::read_dir(format!("/proc/{}/fd", self.guardian.pid()))? {
+        for entry in fs::read_dir(format!("/proc/{}/fd", self.guardian()?))? {
             let path = entry?.path();
             let target = fs::read_link(&path).unwrap_or_default();
             if target.to_string_lossy().contains("memfd:tandem-store") {
@@ -90,7 +94,7 @@ impl Node {
     ) -> Result<()> {
         let engine = eventually("an engine", LIMIT, || self.engine())?;
         let mut clients = writers.iter().map(|_| self.client()).collect::<Result<Vec<_>>>()?;
-        let guardian = self.guardian.pid();
+        let guardian = self.guardian()?;
         std::thread::scope(|scope| {
             for (writer, client) in writers.iter_mut().zip(&mut clients) {
                 // An error is the kill itself: the write is in doubt.
@@ -114,7 +118,7 @@ impl Node {
 
     /// Lets the guardian go on: it starts the next engine.
     pub(crate) fn resume(&mut self) -> Result<()> {
-        self.guardian.signal(Signal::SIGCONT)
+        Ok(kill(self.guardian()?, Signal::SIGCONT)?)
     }
 
     /// Reads every key through the next engine.

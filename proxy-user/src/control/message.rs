@@ -98,7 +98,7 @@ pub struct Snapshot {
 }
 
 /// One listening socket (SO_REUSEPORT: each worker has its own).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Listener {
     /// Who accepts from it.
     pub worker: u16,

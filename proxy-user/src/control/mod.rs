@@ -1,11 +1,14 @@
 //! The boundary between guardian and engine: typed messages on a socket pair (`message`, `channel`)
-//! and the shared page that both read without a system call (`shared`).
+//! and the shared page that both read without a system call (`shared`). And the one between a
+//! guardian and the keeper that started it (`keeper`).
 //!
 //! The guardian creates both, passes the socket as the engine's standard input and everything else
 //! as descriptors with [`message::ToEngine::Config`]. Neither side ever waits for the other.
 
 pub mod channel;
 pub mod counters;
+pub mod descriptors;
+pub mod keeper;
 pub mod message;
 pub mod role;
 pub mod shared;
@@ -16,6 +19,9 @@ use crate::config::Log;
 
 /// Environment variable by which a child knows its guardian's process id.
 pub const PARENT_VARIABLE: &str = "TANDEM_PARENT";
+
+/// This program, as a process starts it again: also after its file was replaced or removed.
+pub const THIS_PROGRAM: &str = "/proc/self/exe";
 
 /// Environment variable by which a child knows the configured log level.
 pub const LEVEL_VARIABLE: &str = "TANDEM_LEVEL";

@@ -78,6 +78,8 @@ pub(super) struct Estate {
     pub(super) snapshot: Snapshot,
     /// A worker that makes no turn for this long is hung.
     pub(super) stall_kill: Duration,
+    /// Guardians before this one; the last left a dead engine on the listeners.
+    pub(super) before: u32,
 }
 
 impl Engines {
@@ -107,7 +109,7 @@ impl Engines {
             watcher: watcher.map_err(|error| Fault::of("cannot start a thread", error))?,
             current: None,
             living: HashMap::new(),
-            generation: 0,
+            generation: estate.before,
             early: 0,
             status,
             servers: None,

@@ -28,6 +28,8 @@ facts! {
         time_unix_ms: Derived = Derived(|at| at.unix_ms.tell(at));
         /// Time since the guardian started.
         uptime_ms: Since, gauge("uptime_seconds");
+        /// Guardians started after the first, on the same memory.
+        guardian_restarts: AtomicU64, total("guardian_restarts"), warn("guardian restarts");
         /// Whether clients are served: what /healthz says; the metric is 1 for `serving`.
         health: Derived = Derived(|at| Health::of(at).word().tell(at)), is("serving", "serving");
         /// The node is stopping.
