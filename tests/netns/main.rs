@@ -15,5 +15,6 @@ mod interfaces;
 mod loss;
 mod measured;
 mod role;
+mod strangers;
 mod table;
 mod witness;

@@ -5,6 +5,7 @@
 //! that is made is undone on drop, and only what this process made.
 
 pub mod clients;
+pub mod crowd;
 pub mod ethtool;
 pub mod eventually;
 pub mod filter;

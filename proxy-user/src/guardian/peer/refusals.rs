@@ -52,7 +52,7 @@ refusals! {
     #[error("wrong key, or not a tandem guardian")]
     Key = "wrong_key";
     /// A datagram of another version than ours.
-    #[error("a datagram of version {0}, this node speaks {WIRE_VERSION}: upgrade both nodes")]
+    #[error("a datagram of version {0}, not {WIRE_VERSION}: another release, or not a guardian")]
     DatagramVersion(u8) = "datagram_version";
     /// It was proved, and says what we do not know.
     #[error("{0}")]
