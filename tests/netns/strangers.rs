@@ -1,13 +1,17 @@
 //! A crowd without the key at the guardians' port of both nodes: two hundred connections a second
 //! and four times as many datagrams, silent ones, nonsense, and what was recorded on the wire. It
-//! costs counts, and neither a beat, an answered write, a role nor the peer's place.
+//! costs counts, and neither a beat, an answered write, a role nor the peer's place. And a filter
+//! that says of a living guardian what only a dead one's kernel may say.
 
 use std::collections::BTreeMap;
+use std::io::ErrorKind;
+use std::net::{Shutdown, TcpStream};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use tests::clients::http_get;
 use tests::crowd::{Crowd, Made, Recorded};
+use tests::sockets::leading_to;
 use tests::topology::{Options, Pair, Side};
 use tests::watch::{HEAD, Seen, Watch, pass};
 
@@ -166,5 +170,40 @@ fn crowd_and_a_node_lost_that_returns() -> Result<()> {
     // it takes over once, and goes on above the epochs that the other had reserved
     ensure!(matches!(seen.promotions, [0, 1 | 2]), "{:?}", seen.promotions);
     ensure!(seen.written.outage.longest < OUTAGE_MAX, "{:?}", seen.written.outage);
+    Ok(())
+}
+
+/// The master's connections end in order, as those of a process that died, though its guardian
+/// lives; then nothing of it comes on the guardians' port any more, and whoever asks there for a
+/// guardian is refused by a filter's ICMP, which connect(2) cannot tell from a kernel's reset.
+#[test]
+#[ignore = "needs CAP_NET_ADMIN: cargo xtask test"]
+fn a_forged_end_and_a_filters_refusal_are_no_death() -> Result<()> {
+    let mut pair = Pair::build("tandem-test", Options::default())?;
+    let master = pair.start_both()?;
+    let watch = Watch::start(&pair)?;
+    for side in Side::ALL {
+        pair.refuse_guardians(side, "reject")?;
+    }
+    let connections = leading_to(pair.guardian(Side::A)?.pid(), 7700)?;
+    ensure!(connections.len() == 2, "one a path: {connections:?}");
+    for connection in &connections {
+        connection.shutdown(Shutdown::Write)?;
+    }
+    pass(Duration::from_secs(2))?;
+    let asked = pair.namespace(Side::B).run(|| {
+        let asked = TcpStream::connect((Side::A.address(), 7700));
+        Ok(asked.err().context("a guardian answered through the filter")?.kind())
+    })?;
+    ensure!(asked == ErrorKind::ConnectionRefused, "connect(2) says {asked}");
+    for side in Side::ALL {
+        pair.admit_guardians(side)?;
+    }
+    pair.wait_protected(master)?;
+    let seen = watch.stop(&pair)?;
+    eprintln!("{HEAD}\n{}", seen.line("forged end, ICMP refusal"));
+    ensure!(!seen.claimed_by(master.other()), "the backup answered for the living master");
+    ensure!(seen.promotions == [0, 0], "promotions: {:?}", seen.promotions);
+    ensure!(seen.lost == 0, "{} answered writes lost", seen.lost);
     Ok(())
 }
