@@ -16,5 +16,6 @@ mod keeper;
 mod loss;
 mod measured;
 mod role;
+mod strangers;
 mod table;
 mod witness;

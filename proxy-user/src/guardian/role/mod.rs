@@ -139,8 +139,9 @@ struct Role {
     /// Per address: probes sent, and answers of third hosts.
     asked: Vec<(u64, u64)>,
     disk_failures: u64,
-    /// Somebody owns our addresses: the likely cause that was said.
-    blocked_by: Option<String>,
+    /// Somebody owns our addresses: the likely causes that were said, each once; see
+    /// [`PeerLink::likely_cause`].
+    blocked_by: Vec<(&'static str, bool)>,
     /// Paths to the peer.
     paths: usize,
 }
@@ -212,7 +213,7 @@ impl Role {
             done: false,
             asked: vec![(0, 0); config.vips.len()],
             disk_failures: 0,
-            blocked_by: None,
+            blocked_by: Vec::new(),
             paths: config.node.pair.as_ref().map_or(0, |pair| pair.peers.len()),
         };
         role.perform(now);
