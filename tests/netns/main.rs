@@ -14,6 +14,7 @@ mod injector;
 mod interfaces;
 mod loss;
 mod measured;
+mod rights;
 mod role;
 mod table;
 mod witness;

@@ -29,6 +29,11 @@ pub(crate) struct Node {
 
 impl Node {
     pub(crate) fn start(memory: &str) -> Result<Self> {
+        Self::start_with(memory, "auto")
+    }
+
+    /// With a driver.
+    pub(crate) fn start_with(memory: &str, io: &str) -> Result<Self> {
         let namespace = Namespace::create("tandem-survival", "one")?;
         let folder = tempfile::Builder::new().prefix("tandem-survival").tempdir()?;
         let config = folder.path().join("node.toml");
@@ -36,7 +41,7 @@ impl Node {
         let text = format!(
             "[node]\nname = \"one\"\nstate_dir = \"{state}\"\n\
              [cache]\nlisten = [\"127.0.0.1:11211\"]\nmemory = \"{memory}\"\n\
-             [engine]\nworkers = 2\n[admin]\nlisten = \"127.0.0.1:9900\"\n"
+             [engine]\nworkers = 2\nio = \"{io}\"\n[admin]\nlisten = \"127.0.0.1:9900\"\n"
         );
         fs::write(&config, text)?;
         let mut command = namespace.command(topology::tandem_binary()?);
@@ -153,6 +158,23 @@ impl Node {
         kill(engine, Signal::SIGKILL)?;
         self.killed = Some(engine);
         Ok(())
+    }
+
+    /// Makes the engine's main thread make a system call: see [`tests::rights::force_call`].
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn force_call(&mut self, call: i64) -> Result<()> {
+        let engine = eventually("an engine in a system call", LIMIT, || {
+            let engine = self.engine()?;
+            tests::rights::force_call(engine, call, [0; 3]).map(|()| engine)
+        })?;
+        self.killed = Some(engine);
+        Ok(())
+    }
+
+    /// How often the log says `words`.
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn logged(&self, words: &str) -> usize {
+        self.guardian.output().matches(words).count()
     }
 
     /// Connects again and again until one connection gives `value` of the key `keep`; counts them.

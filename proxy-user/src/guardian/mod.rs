@@ -22,6 +22,7 @@ pub mod health;
 mod host;
 mod mailbox;
 mod peer;
+mod rights;
 mod role;
 mod run;
 mod slots;

@@ -20,12 +20,13 @@ use super::fault::Fault;
 use super::health;
 use super::host;
 use super::mailbox::{News, Order, Orders, mailbox};
+use super::rights;
 use super::role::{Parts, RoleThread};
 use super::start::{self, Listeners, Lock, PairKey};
 use super::status::{self, StatusHandle};
 use crate::cli;
 use crate::config::Config;
-use crate::control::message::{Link, ServerState, Snapshot, VERSION};
+use crate::control::message::{Identity, Link, ServerState, Snapshot, VERSION};
 use crate::control::shared::{Held, Seat, SharedPage};
 use crate::telemetry;
 use crate::witness::KEY_LABEL;
@@ -50,6 +51,7 @@ pub fn run(options: &cli::Run) -> Result<(), Fault> {
         }
     };
     start::apply(options, &mut config);
+    rights::keep(&config)?;
     let _logs =
         telemetry::init(&config.log).map_err(|error| Fault::of("cannot start logging", error))?;
     let warnings = start::host(&mut config)?;
@@ -78,6 +80,7 @@ struct Node {
     page_fd: OwnedFd,
     store: Option<OwnedFd>,
     listeners: Listeners,
+    identity: Option<Identity>,
 }
 
 impl Node {
@@ -95,6 +98,10 @@ impl Node {
                 folder.join("epoch").display()
             ))
         })?;
+        let identity = rights::identity(&config.engine.user)?;
+        if identity.is_none() {
+            tracing::info!("not root: the engine runs as the same user");
+        }
         let workers = start::workers(&config);
         let listeners = Listeners::create(&config, workers)?;
         let memory = |error| Fault::of("cannot make shared memory", error);
@@ -115,6 +122,7 @@ impl Node {
             page_fd,
             store,
             listeners,
+            identity,
         })
     }
 
@@ -141,6 +149,7 @@ impl Node {
                 peers: peers(&pair.peers),
             }),
             log: config.log.clone(),
+            identity: self.identity,
         }
     }
 

@@ -2,7 +2,8 @@
 
 use std::io;
 
-use io_uring::IoUring;
+use io_uring::register::Restriction;
+use io_uring::{IoUring, opcode, squeue};
 
 use super::{DriverOptions, Unavailable};
 
@@ -26,12 +27,13 @@ fn version(release: &str) -> (u32, u32) {
     (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
 }
 
-/// Builds the ring with the most flags this kernel knows.
+/// Builds the ring with the most flags this kernel knows, not running yet: see [`restrict`].
 pub(super) fn build(options: &DriverOptions) -> io::Result<IoUring> {
     let mut last = io::Error::from_raw_os_error(libc::EINVAL);
     for level in 0..4 {
         let mut builder = IoUring::builder();
         builder.setup_clamp().setup_cqsize(options.completions.max(options.submissions * 4));
+        builder.setup_r_disabled();
         if level < 3 {
             builder.setup_submit_all().setup_coop_taskrun();
         }
@@ -47,6 +49,31 @@ pub(super) fn build(options: &DriverOptions) -> io::Result<IoUring> {
         }
     }
     Err(last)
+}
+
+/// Bounds a ring to the driver's operations for good, and lets it run. What a ring does is no
+/// system call that a filter would see.
+///
+/// # Errors
+/// What the kernel says.
+pub(super) fn restrict(ring: &IoUring) -> io::Result<()> {
+    let operations = [
+        opcode::AcceptMulti::CODE,
+        opcode::RecvMulti::CODE,
+        opcode::Recv::CODE,
+        opcode::Send::CODE,
+        opcode::Connect::CODE,
+        opcode::Shutdown::CODE,
+        opcode::AsyncCancel::CODE,
+        opcode::Close::CODE,
+        // of the wake-up word
+        opcode::Read::CODE,
+    ];
+    let mut allowed: Vec<Restriction> = operations.map(Restriction::sqe_op).into();
+    allowed.push(Restriction::sqe_flags_allowed(squeue::Flags::BUFFER_SELECT.bits()));
+    let submitter = ring.submitter();
+    submitter.register_restrictions(&mut allowed)?;
+    submitter.register_enable_rings()
 }
 
 #[cfg(test)]
