@@ -80,6 +80,7 @@ fn served(pair: &Pair) -> Result<()> {
     let mut client = pair.memcached(&pair.client, VIP)?;
     ensure!(client.set("rights", b"few")? == "STORED");
     ensure!(client.get("rights")?.as_deref() == Some(&b"few"[..]));
+    ensure!(!client.stats()?.is_empty());
     eventually("the balancer", Duration::from_secs(10), || {
         let get = || http_get((VIP, 80).into(), "/text", Duration::from_secs(2));
         let (status, body) = pair.client.run(get)?;

@@ -87,7 +87,7 @@ fn serves_again_at_one_gibibyte() -> Result<()> {
 fn forbidden(io: &str) -> Result<()> {
     let mut node = Node::start_with("64MiB", io)?;
     let calls = [
-        ("opens a file", libc::SYS_openat),
+        ("makes a file", libc::SYS_mknodat),
         ("starts a program", libc::SYS_execve),
         ("makes a process", libc::SYS_clone),
         ("makes a ring", libc::SYS_io_uring_setup),

@@ -22,6 +22,7 @@ const FREE: &[(&str, &[c_long])] = &[
         SYS_munmap, SYS_mremap, SYS_madvise]),
     ("clocks, where the vDSO has none; sleeping", &[SYS_clock_gettime, SYS_clock_getres,
         SYS_gettimeofday, SYS_nanosleep, SYS_clock_nanosleep, SYS_getcpu]),
+    ("memcached's stats", &[SYS_getrusage]),
     ("keys of sessions and of hashes", &[SYS_getrandom]),
     ("who am I: seats, log lines, the number of malloc's arenas", &[SYS_getpid, SYS_gettid,
         SYS_sched_getaffinity]),
@@ -38,7 +39,21 @@ const OLD: &[c_long] = &[SYS_epoll_wait, SYS_poll, SYS_time];
 #[cfg(not(target_arch = "x86_64"))]
 const OLD: &[c_long] = &[];
 
+/// What the C library and a backtrace ask of files, by name: told that they may not, and go on
+/// without. (glibc's malloc asks for vm.overcommit_memory when it first gives memory back.)
+const REFUSED: &[c_long] = &[SYS_openat, SYS_readlinkat, SYS_newfstatat, SYS_statx, SYS_getcwd];
+/// The same, of architectures that began with them.
+#[cfg(target_arch = "x86_64")]
+const REFUSED_OLD: &[c_long] = &[SYS_open, SYS_readlink, SYS_stat];
+#[cfg(not(target_arch = "x86_64"))]
+const REFUSED_OLD: &[c_long] = &[];
+
 type Rules = BTreeMap<i64, Vec<SeccompRule>>;
+
+/// Calls that fail with a word instead of ending the process; they are on the list for that.
+pub(super) fn refused() -> Rules {
+    REFUSED.iter().chain(REFUSED_OLD).map(|call| (*call, Vec::new())).collect()
+}
 
 /// The list as seccompiler's rules, for the process `pid`.
 ///
@@ -52,6 +67,7 @@ pub(super) fn rules(pid: u32) -> Result<Rules, Error> {
         .copied()
         .map(|call| (call, Vec::new()))
         .collect();
+    rules.extend(refused());
     let number = |value: c_int| u64::from(value.cast_unsigned());
     // Streams to servers and to the peer's engine: no other family, nothing raw, no datagram.
     let stream = || is_masked(1, number(SOCK_NONBLOCK | SOCK_CLOEXEC), number(SOCK_STREAM));

@@ -90,15 +90,28 @@ pub(super) fn leave_root(identity: Option<Identity>) -> Result<(), RightsError> 
 /// # Errors
 /// The kernel has no seccomp, or a thread could not be bounded.
 pub(super) fn bound_calls() -> Result<(), RightsError> {
-    seccompiler::apply_filter_all_threads(&program()?)?;
+    for program in programs()? {
+        seccompiler::apply_filter_all_threads(&program)?;
+    }
     Ok(())
 }
 
-fn program() -> Result<BpfProgram, seccompiler::Error> {
-    let rules = calls::rules(std::process::id())?;
+/// The refusal of [`calls::refused`], then the list. Of two filters the stricter word holds.
+fn programs() -> Result<[BpfProgram; 2], seccompiler::Error> {
     let architecture = std::env::consts::ARCH.try_into()?;
-    let (other, listed) = (SeccompAction::KillProcess, SeccompAction::Allow);
-    Ok(SeccompFilter::new(rules, other, listed, architecture)?.try_into()?)
+    let compile = |rules, other, listed| {
+        let filter = SeccompFilter::new(rules, other, listed, architecture)?;
+        BpfProgram::try_from(filter).map_err(seccompiler::Error::from)
+    };
+    let refusal = SeccompAction::Errno(libc::EACCES.cast_unsigned());
+    Ok([
+        compile(calls::refused(), SeccompAction::Allow, refusal)?,
+        compile(
+            calls::rules(std::process::id())?,
+            SeccompAction::KillProcess,
+            SeccompAction::Allow,
+        )?,
+    ])
 }
 
 #[cfg(test)]
@@ -116,12 +129,16 @@ mod tests {
         let Ok(how) = std::env::var(CHILD) else { return };
         let elsewhere = std::thread::spawn(|| {
             std::thread::park();
-            std::fs::read("/etc/passwd").ok();
+            std::net::UdpSocket::bind("127.0.0.1:0").ok();
         });
         bound_calls().unwrap();
         match how.as_str() {
             "nothing" => {}
-            "file" => drop(std::fs::read("/etc/passwd")),
+            "file" => {
+                let refused = std::fs::read("/etc/passwd").unwrap_err();
+                assert_eq!(refused.kind(), io::ErrorKind::PermissionDenied);
+            }
+            "backtrace" => drop(std::backtrace::Backtrace::force_capture().to_string()),
             "program" => drop(Command::new("/bin/true").status()),
             "thread" => drop(std::thread::spawn(|| {})),
             "raw socket" => {
@@ -162,9 +179,10 @@ mod tests {
 
     #[test]
     fn what_is_not_listed_ends_the_process() {
-        assert_eq!(end("nothing"), Some(libc::SIGABRT), "the list is enough for an end");
+        for how in ["nothing", "file", "backtrace"] {
+            assert_eq!(end(how), Some(libc::SIGABRT), "{how}");
+        }
         for how in [
-            "file",
             "program",
             "thread",
             "raw socket",
