@@ -80,6 +80,37 @@ pub(super) fn restrict(ring: &IoUring) -> io::Result<()> {
 mod tests {
     use super::*;
 
+    /// A stranger's code cannot have a ring do what it may not do itself.
+    #[test]
+    #[allow(unsafe_code, reason = "entries are pushed unsafely")]
+    fn a_restricted_ring_refuses_other_operations() {
+        let options = DriverOptions::default();
+        if kernel_is_new_enough().is_err() {
+            return;
+        }
+        let Ok(mut ring) = build(&options) else { return };
+        restrict(&ring).unwrap();
+        let path = c"/etc/passwd";
+        let here = io_uring::types::Fd(libc::AT_FDCWD);
+        let eventfd = nix::sys::eventfd::EventFd::new().unwrap();
+        let fd = io_uring::types::Fd(std::os::fd::AsRawFd::as_raw_fd(&eventfd));
+        for (entry, refused) in [
+            (opcode::OpenAt::new(here, path.as_ptr()).build(), true),
+            (opcode::Socket::new(libc::AF_PACKET, libc::SOCK_RAW, 0).build(), true),
+            (opcode::Nop::new().build(), true),
+            (opcode::AsyncCancel::new(7).build().flags(squeue::Flags::IO_LINK), true),
+            (opcode::Shutdown::new(fd, libc::SHUT_WR).build(), false),
+        ] {
+            // SAFETY: the path and the descriptor outlive the completion waited for below.
+            unsafe { ring.submission().push(&entry) }.unwrap();
+            ring.submit_and_wait(1).unwrap();
+            let result = ring.completion().next().unwrap().result();
+            assert_eq!(result == -libc::EACCES, refused, "{entry:?} gave {result}");
+        }
+        let again = restrict(&ring).unwrap_err();
+        assert_eq!(again.raw_os_error(), Some(libc::EACCES), "nor be set free again");
+    }
+
     #[test]
     fn releases_are_compared_by_number() {
         for (release, expected) in [

@@ -119,6 +119,8 @@ mod tests {
     use std::os::unix::process::ExitStatusExt;
     use std::process::{Command, Stdio};
 
+    use socket2::{Domain, Socket, Type};
+
     use super::*;
 
     const CHILD: &str = "TANDEM_TEST_BOUNDED_CHILD";
@@ -141,10 +143,9 @@ mod tests {
             "backtrace" => drop(std::backtrace::Backtrace::force_capture().to_string()),
             "program" => drop(Command::new("/bin/true").status()),
             "thread" => drop(std::thread::spawn(|| {})),
-            "raw socket" => {
-                drop(socket2::Socket::new(socket2::Domain::PACKET, socket2::Type::RAW, None))
-            }
-            "datagram" => drop(std::net::UdpSocket::bind("127.0.0.1:0")),
+            "raw socket" => drop(Socket::new(Domain::PACKET, Type::RAW, None)),
+            "datagram" => drop(Socket::new(Domain::IPV4, Type::DGRAM, None)),
+            "local socket" => drop(Socket::new(Domain::UNIX, Type::STREAM, None)),
             "listener" => drop(std::net::TcpListener::bind("127.0.0.1:0")),
             "signal" => drop(nix::sys::signal::kill(unistd::getppid(), None)),
             "ring" => drop(io_uring::IoUring::new(8)),
@@ -187,6 +188,7 @@ mod tests {
             "thread",
             "raw socket",
             "datagram",
+            "local socket",
             "listener",
             "signal",
             "ring",
