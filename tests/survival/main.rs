@@ -81,6 +81,14 @@ fn serves_again_at_one_gibibyte() -> Result<()> {
     again("1280MiB", 1024)
 }
 
+/// The change of user disarms the signal of the parent's death, and the right to send one to
+/// another user is needed for it.
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn a_hung_engine_ends_with_its_guardian() -> Result<()> {
+    Node::start("64MiB")?.kill_guardian_of_hung_engine()
+}
+
 /// Whoever brings code into an engine dies with it at the first call that no engine makes; the
 /// guardian says so, and the next engine has the content.
 #[cfg(target_arch = "x86_64")]

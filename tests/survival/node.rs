@@ -12,6 +12,7 @@ use tempfile::TempDir;
 use tests::clients::Memcached;
 use tests::netns::Namespace;
 use tests::process::{Process, child_running, tail};
+use tests::rights::parent_of;
 use tests::{eventually, topology};
 
 use crate::workload::{Writer, expected};
@@ -169,6 +170,19 @@ impl Node {
         })?;
         self.killed = Some(engine);
         Ok(())
+    }
+
+    /// Stops the engine, so that it can do nothing, and kills its guardian; waits for its end.
+    pub(crate) fn kill_guardian_of_hung_engine(&mut self) -> Result<()> {
+        let engine = eventually("an engine", LIMIT, || self.engine())?;
+        let guardian = parent_of(engine)?;
+        kill(engine, Signal::SIGSTOP)?;
+        kill(guardian, Signal::SIGKILL)?;
+        eventually("the engine to end", LIMIT, || {
+            let stat = fs::read_to_string(format!("/proc/{engine}/stat")).unwrap_or_default();
+            ensure!(stat.is_empty() || stat.contains(") Z "), "{stat}");
+            Ok(())
+        })
     }
 
     /// How often the log says `words`.
