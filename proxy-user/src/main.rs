@@ -63,9 +63,12 @@ fn keeper_socket() -> std::io::Result<OwnedFd> {
 /// The guardian's socket is the standard input.
 fn run_engine() -> anyhow::Result<()> {
     control::die_with_parent()?;
-    let _logs = telemetry::init(&control::child_log())?;
     let control = std::io::stdin().as_fd().try_clone_to_owned()?;
-    Ok(engine::run(control)?)
+    let mut assignment = engine::Assignment::receive(control)?;
+    // Before the first thread: rights belong to threads.
+    assignment.confine()?;
+    let _logs = telemetry::init(&control::child_log())?;
+    Ok(assignment.run()?)
 }
 
 fn run_demo(args: &demo::Args) -> anyhow::Result<()> {

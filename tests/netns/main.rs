@@ -15,6 +15,7 @@ mod interfaces;
 mod keeper;
 mod loss;
 mod measured;
+mod rights;
 mod role;
 mod strangers;
 mod table;

@@ -185,7 +185,7 @@ fn a_forged_end_and_a_filters_refusal_are_no_death() -> Result<()> {
     for side in Side::ALL {
         pair.refuse_guardians(side, "reject")?;
     }
-    let connections = leading_to(pair.guardian(Side::A)?.pid(), 7700)?;
+    let connections = leading_to(pair.guardian(Side::A)?, 7700)?;
     ensure!(connections.len() == 2, "one a path: {connections:?}");
     for connection in &connections {
         connection.shutdown(Shutdown::Write)?;

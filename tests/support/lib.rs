@@ -13,6 +13,7 @@ pub mod netns;
 pub mod probe;
 pub mod process;
 pub mod random;
+pub mod rights;
 pub mod sockets;
 pub mod stranger;
 mod switch;

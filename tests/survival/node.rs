@@ -12,6 +12,7 @@ use tempfile::TempDir;
 use tests::clients::Memcached;
 use tests::netns::Namespace;
 use tests::process::{Process, child_running, tail};
+use tests::rights::parent_of;
 use tests::{eventually, topology};
 
 use crate::workload::{Writer, expected};
@@ -29,6 +30,11 @@ pub(crate) struct Node {
 
 impl Node {
     pub(crate) fn start(memory: &str) -> Result<Self> {
+        Self::start_with(memory, "auto")
+    }
+
+    /// With a driver.
+    pub(crate) fn start_with(memory: &str, io: &str) -> Result<Self> {
         let namespace = Namespace::create("tandem-survival", "one")?;
         let folder = tempfile::Builder::new().prefix("tandem-survival").tempdir()?;
         let config = folder.path().join("node.toml");
@@ -36,7 +42,7 @@ impl Node {
         let text = format!(
             "[node]\nname = \"one\"\nstate_dir = \"{state}\"\n\
              [cache]\nlisten = [\"127.0.0.1:11211\"]\nmemory = \"{memory}\"\n\
-             [engine]\nworkers = 2\n[admin]\nlisten = \"127.0.0.1:9900\"\n"
+             [engine]\nworkers = 2\nio = \"{io}\"\n[admin]\nlisten = \"127.0.0.1:9900\"\n"
         );
         fs::write(&config, text)?;
         let mut command = namespace.command(topology::tandem_binary()?);
@@ -157,6 +163,36 @@ impl Node {
         kill(engine, Signal::SIGKILL)?;
         self.killed = Some(engine);
         Ok(())
+    }
+
+    /// Makes the engine's main thread make a system call: see [`tests::rights::force_call`].
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn force_call(&mut self, call: i64) -> Result<()> {
+        let engine = eventually("an engine in a system call", LIMIT, || {
+            let engine = self.engine()?;
+            tests::rights::force_call(engine, call, [0; 3]).map(|()| engine)
+        })?;
+        self.killed = Some(engine);
+        Ok(())
+    }
+
+    /// Stops the engine, so that it can do nothing, and kills its guardian; waits for its end.
+    pub(crate) fn kill_guardian_of_hung_engine(&mut self) -> Result<()> {
+        let engine = eventually("an engine", LIMIT, || self.engine())?;
+        let guardian = parent_of(engine)?;
+        kill(engine, Signal::SIGSTOP)?;
+        kill(guardian, Signal::SIGKILL)?;
+        eventually("the engine to end", LIMIT, || {
+            let stat = fs::read_to_string(format!("/proc/{engine}/stat")).unwrap_or_default();
+            ensure!(stat.is_empty() || stat.contains(") Z "), "{stat}");
+            Ok(())
+        })
+    }
+
+    /// How often the log says `words`.
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn logged(&self, words: &str) -> usize {
+        self.keeper.output().matches(words).count()
     }
 
     /// Connects again and again until one connection gives `value` of the key `keep`; counts them.

@@ -309,7 +309,7 @@ pub struct Health {
 }
 
 /// The engine process.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Engine {
     /// Worker threads, 1 to 64; `None` = one per core the process may use.
     pub workers: Option<u16>,
@@ -317,6 +317,22 @@ pub struct Engine {
     pub io: Io,
     /// A worker that makes no turn for this long is hung: the engine is killed and restarted.
     pub stall_kill: Duration,
+    /// Whom it runs as when the guardian is root.
+    pub user: User,
+}
+
+/// A user of the host other than root.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum User {
+    /// By name; its primary group comes with it.
+    Name(String),
+    /// By number.
+    Id(u32),
+}
+
+impl User {
+    /// `nobody`, by the number that has no files.
+    pub const NOBODY: Self = Self::Id(65_534);
 }
 
 /// Driver of the engine.
@@ -466,7 +482,7 @@ impl Default for Health {
 
 impl Default for Engine {
     fn default() -> Self {
-        Self { workers: None, io: Io::Auto, stall_kill: Duration::from_secs(1) }
+        Self { workers: None, io: Io::Auto, stall_kill: Duration::from_secs(1), user: User::NOBODY }
     }
 }
 

@@ -295,6 +295,13 @@ async fn own(mut child: Child, generation: u32, kill: oneshot::Receiver<()>, new
     let (how, killed) = match status {
         Ok(status) => {
             use std::os::unix::process::ExitStatusExt;
+            if status.signal() == Some(libc::SIGSYS) {
+                tracing::error!(
+                    generation,
+                    "the engine made a system call that is not on its list: a fault in it, or a \
+                     stranger's code; the kernel's log may have its number (seccomp, syscall=)"
+                );
+            }
             (status.to_string(), killed || status.signal() == Some(libc::SIGKILL))
         }
         Err(error) => (error.to_string(), killed),

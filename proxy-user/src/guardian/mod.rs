@@ -23,6 +23,7 @@ mod host;
 mod legacy;
 mod mailbox;
 mod peer;
+mod rights;
 mod role;
 mod run;
 mod slots;

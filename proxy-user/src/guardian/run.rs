@@ -21,6 +21,7 @@ use super::health;
 use super::host;
 use super::legacy::LegacyFile;
 use super::mailbox::{News, Order, Orders, mailbox};
+use super::rights;
 use super::role::{Parts, RoleThread};
 use super::start::{self, Listeners, Lock, PairKey};
 use super::status::{self, StatusHandle};
@@ -28,7 +29,7 @@ use crate::cli;
 use crate::config::Config;
 use crate::control::descriptors::{Rank, rank};
 use crate::control::keeper::{self, Inherited, KeeperEnd, Lives, ToKeeper};
-use crate::control::message::{Link, ServerState, Snapshot, VERSION};
+use crate::control::message::{Identity, Link, ServerState, Snapshot, VERSION};
 use crate::control::shared::{Held, Seat, SharedPage};
 use crate::telemetry;
 use crate::witness::KEY_LABEL;
@@ -59,6 +60,7 @@ pub fn run(options: &cli::Run, keeper: OwnedFd) -> Result<(), Fault> {
         }
     };
     start::apply(options, &mut config);
+    rights::keep(&config)?;
     let _logs =
         telemetry::init(&config.log).map_err(|error| Fault::of("cannot start logging", error))?;
     if let Some(ended) = &inherited.lives.ended {
@@ -93,6 +95,7 @@ struct Node {
     store: Option<OwnedFd>,
     legacy: LegacyFile,
     listeners: Listeners,
+    identity: Option<Identity>,
 }
 
 impl Node {
@@ -113,6 +116,10 @@ impl Node {
                 folder.join("epoch").display()
             ))
         })?;
+        let identity = rights::identity(&config.engine.user)?;
+        if identity.is_none() {
+            tracing::info!("not root: the engine runs as the same user");
+        }
         let workers = start::workers(&config);
         let listeners = Listeners::create(&config, workers, &mut inherited)?;
         let fault = |error| Fault::of("cannot make shared memory", error);
@@ -134,6 +141,7 @@ impl Node {
             store,
             legacy,
             listeners,
+            identity,
         };
         node.leave_with_the_keeper()?;
         Ok(node)
@@ -181,6 +189,7 @@ impl Node {
                 peers: peers(&pair.peers),
             }),
             log: config.log.clone(),
+            identity: self.identity,
         }
     }
 

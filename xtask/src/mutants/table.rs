@@ -4,6 +4,7 @@
 mod address;
 mod content;
 mod pair;
+mod rights;
 
 /// One broken rule.
 #[derive(Debug)]
@@ -58,7 +59,7 @@ const fn sim(name: &'static str) -> FoundBy {
 
 /// All of them.
 pub(super) fn all() -> impl Iterator<Item = &'static Mutant> {
-    [content::ROWS, address::ROWS, pair::ROWS].into_iter().flatten()
+    [content::ROWS, address::ROWS, pair::ROWS, rights::ROWS].into_iter().flatten()
 }
 
 #[cfg(test)]
