@@ -15,5 +15,6 @@ mod interfaces;
 mod loss;
 mod measured;
 mod role;
+mod stop;
 mod table;
 mod witness;

@@ -12,6 +12,7 @@ pub mod netns;
 pub mod probe;
 pub mod process;
 pub mod random;
+pub mod slow;
 pub mod stranger;
 mod switch;
 pub mod third;

@@ -3,10 +3,10 @@
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::start::{Engine, Start, StartError};
-use super::worker::{Events, Mail, Shared};
+use super::worker::{Events, Mail, Shared, Stop};
 use crate::control::channel::{ChannelError, EngineEnd};
 use crate::control::message::{self, ToEngine, ToGuardian};
 use crate::control::shared::{Liveness, Seat, SharedPage, Woken, mark_on_fatal_signals};
@@ -62,8 +62,15 @@ pub fn run(control: OwnedFd) -> Result<(), EngineError> {
     };
     channel.send(&ToGuardian::Hello(engine.hello().clone()))?;
     watch_guardian(page, Arc::clone(engine.shared()))?;
-    match obey(&channel, &engine) {
-        Ok(grace) => engine.stop(grace),
+    let shared = Arc::clone(engine.shared());
+    match obey(&channel, &shared) {
+        Ok(()) => {
+            // Where the master is now, and the last word, may still come.
+            let heard = Arc::clone(&channel);
+            let rest = move || drop(obey(&heard, &shared));
+            std::thread::Builder::new().name("orders".into()).spawn(rest)?;
+            engine.join();
+        }
         Err(error) => {
             // Nobody answers for the address any more, so neither do we. The sockets are closed
             // first, so that their FIN leaves while the address is still there.
@@ -83,9 +90,8 @@ fn tell(channel: &EngineEnd, event: &ToGuardian) {
     }
 }
 
-/// Does what is ordered until told to stop; the grace for it.
-fn obey(channel: &EngineEnd, engine: &Engine) -> Result<Duration, EngineError> {
-    let shared = engine.shared();
+/// Does what is ordered until told to stop; the workers have been told then.
+fn obey(channel: &EngineEnd, shared: &Arc<Shared>) -> Result<(), EngineError> {
     loop {
         let message = match channel.recv(LISTEN_TIME) {
             Ok((message, _)) => message,
@@ -98,8 +104,13 @@ fn obey(channel: &EngineEnd, engine: &Engine) -> Result<Duration, EngineError> {
             ToEngine::Backends(states) => shared.set_backends(&states),
             ToEngine::Prepare { epoch } => prepare(channel, shared, epoch),
             ToEngine::Sync(command) => shared.streams.order(command, shared),
-            ToEngine::PredecessorReaped => engine.predecessor_reaped(),
-            ToEngine::Stop { grace_ms } => return Ok(Duration::from_millis(grace_ms.into())),
+            ToEngine::PredecessorReaped => shared.post(|| Mail::SweepUntil(None)),
+            ToEngine::Rest => shared.post(|| Mail::Rest),
+            ToEngine::Stop { grace_ms, handed_over } => {
+                let grace = Duration::from_millis(grace_ms.into());
+                shared.post(|| Mail::Stop(Stop::within(grace, handed_over)));
+                return Ok(());
+            }
         }
     }
 }
@@ -132,9 +143,7 @@ fn watch_guardian(page: SharedPage, shared: Arc<Shared>) -> io::Result<()> {
             }
         }
         tracing::error!("the guardian is dead");
-        for mailbox in &shared.mailboxes {
-            mailbox.post(Mail::Stop(Instant::now()));
-        }
+        shared.post(|| Mail::Stop(Stop::within(Duration::ZERO, false)));
     };
     std::thread::Builder::new().name("watch".into()).spawn(watch).map(drop)
 }

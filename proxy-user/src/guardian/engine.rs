@@ -204,10 +204,19 @@ impl Engines {
         }
     }
 
-    /// Asks the engine to finish and go; no other can be started afterwards.
-    pub(super) fn stop(&mut self, grace_ms: u32) {
-        self.send(&ToEngine::Stop { grace_ms });
-        self.listeners.close();
+    /// The node is about to give its role away: no command may be left half done.
+    pub(super) fn rest(&self) {
+        self.send(&ToEngine::Rest);
+    }
+
+    /// Asks the engine to finish and go; no other can be started afterwards. `handed_over`: the
+    /// other node sends here what belongs to this one's connections.
+    pub(super) fn stop(&mut self, grace: Duration, handed_over: bool) {
+        let grace_ms = u32::try_from(grace.as_millis()).unwrap_or(u32::MAX);
+        self.send(&ToEngine::Stop { grace_ms, handed_over });
+        if !handed_over {
+            self.listeners.close();
+        }
     }
 
     /// Ends whatever runs.

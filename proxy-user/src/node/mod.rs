@@ -38,7 +38,7 @@ use std::time::{Duration, Instant};
 pub use claim::{Alone, Claim, Epoch, EpochTooLarge, Lineage};
 pub use effects::{
     Command, ControlEvent, Effect, EngineEvent, Event, Lease, Legacy, NodeConfig, PeerConfig,
-    SyncEvent, Target,
+    Strays, SyncEvent, Target,
 };
 pub use message::{
     Beat, BootId, Echo, MESSAGE_MAX, MessageError, Paths, PeerMessage, Session, Tell, Via,
@@ -89,6 +89,7 @@ pub struct Node {
     segments: Vec<Segment>,
     /// The addresses stand on this host.
     address: bool,
+    leaving: bool,
     stopping: bool,
     promotion: Option<Promotion>,
     /// Why FENCED was entered, if by silence.
@@ -125,6 +126,7 @@ pub struct Node {
     last_beat: Option<Beat>,
     lease: Lease,
     heard_said: bool,
+    strays: Strays,
     effects: VecDeque<Effect>,
 }
 
@@ -276,6 +278,7 @@ impl Node {
                 .map(|index| Segment::new(now, config.segments.get(index).copied().flatten()))
                 .collect(),
             address: vrrp.is_empty(),
+            leaving: false,
             stopping: false,
             promotion: None,
             fence: Fence::None,
@@ -302,6 +305,7 @@ impl Node {
             last_beat: None,
             lease: Lease::Expired,
             heard_said: false,
+            strays: Strays::Refused,
             effects: VecDeque::new(),
         }
     }
@@ -391,6 +395,13 @@ impl Node {
     #[must_use]
     pub const fn generation(&self) -> u64 {
         self.generation
+    }
+
+    /// It is master, and could hand over without a gap if it waited until the peer is in sync.
+    #[must_use]
+    pub fn awaits_replica(&self, now: Instant) -> bool {
+        let follows = self.peer(now).is_some_and(|beat| beat.state.is_follower());
+        self.state.is_master() && follows && !self.may_resign(now)
     }
 
     /// The virtual routers, for their counters.
@@ -553,6 +564,7 @@ impl Node {
     pub fn handle_command(&mut self, now: Instant, command: Command) {
         self.wake(now);
         match command {
+            Command::Leave => self.leaving = true,
             Command::Stop => self.stopping = true,
         }
         self.finish(now);

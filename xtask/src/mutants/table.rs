@@ -3,6 +3,7 @@
 
 mod address;
 mod content;
+mod host;
 mod pair;
 
 /// One broken rule.
@@ -58,7 +59,7 @@ const fn sim(name: &'static str) -> FoundBy {
 
 /// All of them.
 pub(super) fn all() -> impl Iterator<Item = &'static Mutant> {
-    [content::ROWS, address::ROWS, pair::ROWS].into_iter().flatten()
+    [content::ROWS, address::ROWS, pair::ROWS, host::ROWS].into_iter().flatten()
 }
 
 #[cfg(test)]

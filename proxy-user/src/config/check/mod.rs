@@ -50,7 +50,7 @@ const KEYS: &[(&str, &[&str])] = &[
             "health",
         ],
     ),
-    ("[engine]", &["workers", "io", "stall_kill"]),
+    ("[engine]", &["workers", "io", "stall_kill", "stop_patience"]),
     ("[log]", &["level", "access"]),
 ];
 

@@ -240,7 +240,10 @@ impl Checker<'_> {
         );
         let key = "[engine] stall_kill";
         let stall_kill = self.time(&raw.stall_kill, key, unset.stall_kill, 100 * MS..=60 * SECOND);
-        Engine { workers: (workers > 0).then_some(workers), io, stall_kill }
+        let key = "[engine] stop_patience";
+        let patience = Duration::ZERO..=60 * SECOND;
+        let stop_patience = self.time(&raw.stop_patience, key, unset.stop_patience, patience);
+        Engine { workers: (workers > 0).then_some(workers), io, stall_kill, stop_patience }
     }
 
     pub(super) fn admin(&mut self, raw: &RawAdmin) -> Admin {

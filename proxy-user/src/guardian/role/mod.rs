@@ -22,7 +22,7 @@ use super::epoch::EpochFile;
 use super::fault::Fault;
 use super::mailbox::{Inbox, News, NewsSender, Order, Orders};
 use super::peer::{Input, Introduction, PeerLink};
-use super::start::PeerSockets;
+use super::start::{PeerSockets, Sinks};
 use super::status::{RefusedAdverts, StatusHandle, WitnessFacts};
 use super::steering::{Carrier, Report, Segments, Sign};
 use super::witness::{Asker, WitnessThread};
@@ -31,7 +31,9 @@ use crate::control::channel::{ChannelError, GuardianEnd};
 use crate::control::counters::Counter;
 use crate::control::message::{Hello, Secret, ToGuardian};
 use crate::control::shared::{SharedPage, monotonic_ns, run_realtime};
-use crate::node::{BootId, Command, EngineEvent, Epoch, Node, NodeConfig, PeerConfig, Target};
+use crate::node::{
+    BootId, Command, EngineEvent, Epoch, Node, NodeConfig, PeerConfig, State, Target,
+};
 
 use disk::Disk;
 
@@ -56,6 +58,8 @@ pub(super) struct Parts {
     pub(super) peer: Option<(PeerSockets, Secret<32>)>,
     /// Derived from the pair's, for the witness.
     pub(super) witness_key: Secret<32>,
+    /// Of the clients' listeners, with a peer.
+    pub(super) sinks: Option<Sinks>,
     pub(super) orders: Orders,
     pub(super) inbox: Inbox,
     pub(super) news: NewsSender,
@@ -103,6 +107,7 @@ struct Role {
     link: Option<PeerLink>,
     page: SharedPage,
     disk: Disk,
+    sinks: Option<Sinks>,
     witness: Option<WitnessThread>,
     /// What it said last, for the status page.
     witness_facts: WitnessFacts,
@@ -115,6 +120,8 @@ struct Role {
     status: StatusHandle,
     status_at: Instant,
     refused: RefusedAdverts,
+    /// The node waits to be stopped, until then.
+    leaving: Option<Instant>,
     resigning: bool,
     done: bool,
     /// Per address: probes sent, and answers of third hosts.
@@ -134,8 +141,8 @@ impl std::fmt::Debug for Role {
 
 impl Role {
     fn new(parts: Parts) -> Result<Self, Fault> {
-        let Parts { config, page, epoch_file, folder, peer, orders, inbox, news, status, .. } =
-            parts;
+        let Parts { config, page, epoch_file, folder, peer, .. } = parts;
+        let Parts { sinks, orders, inbox, news, status, .. } = parts;
         // The page's clock first: a lease computed from the pair is never too long.
         let clock = (monotonic_ns(), Instant::now());
         let now = clock.1;
@@ -175,6 +182,7 @@ impl Role {
             link,
             page,
             disk,
+            sinks,
             witness,
             witness_facts,
             inbox,
@@ -185,6 +193,7 @@ impl Role {
             status,
             status_at: now,
             refused: RefusedAdverts::default(),
+            leaving: None,
             resigning: false,
             done: false,
             asked: vec![(0, 0); config.vips.len()],
@@ -224,9 +233,16 @@ impl Role {
             self.perform(now);
         }
         self.segments.tick(now);
+        if self.leaving.take_if(|at| *at <= now || !self.node.awaits_replica(now)).is_some() {
+            drop(self.news.send(News::MayLeave));
+        }
         if self.resigning && !self.node.state().is_master() {
             self.resigning = false;
-            drop(self.news.send(News::Resigned));
+            let handed_over = self.node.state() == State::Handover;
+            if !handed_over {
+                self.sinks = None; // the listeners are closed
+            }
+            drop(self.news.send(News::Resigned { handed_over }));
         }
         if now >= self.status_at {
             self.publish(now);
@@ -272,6 +288,10 @@ impl Role {
                 }
                 Order::Witness(answer) => self.node.handle_witness(now, answer),
                 Order::Steering(report) => self.take_report(now, report),
+                Order::Leave(latest) => {
+                    self.leaving = Some(latest);
+                    self.node.handle_command(now, Command::Leave);
+                }
                 Order::Resign => {
                     self.resigning = true;
                     self.node.handle_command(now, Command::Stop);
@@ -336,6 +356,7 @@ impl Role {
                 self.node.handle_engine(now, EngineEvent::Sync(event));
             }
             ToGuardian::Backend(event) => drop(self.news.send(News::Backend(event))),
+            ToGuardian::Rested => drop(self.news.send(News::Rested)),
             ToGuardian::Stopped => {}
         }
         self.perform(now);

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::super::fault::Fault;
+use super::strays::Sinks;
 use crate::config::Config;
 use crate::control::channel::DESCRIPTORS_MAX;
 use crate::control::message::{Listener, Service};
@@ -82,6 +83,19 @@ impl Listeners {
     /// The sockets, in the order of the descriptions.
     pub(in crate::guardian) fn fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         self.sockets.iter().map(AsFd::as_fd)
+    }
+
+    /// The groups of clients' listeners, with a peer: their own descriptors of the same sockets.
+    pub(in crate::guardian) fn sinks(&self, config: &Config) -> io::Result<Option<Sinks>> {
+        if self.peer.is_none() || config.vips.is_empty() {
+            return Ok(None);
+        }
+        let first = self.listeners.iter().zip(&self.sockets).filter(|(one, _)| one.worker == 0);
+        let clients = first.filter(|(one, _)| one.service != Service::Link);
+        let clients = clients.map(|(one, socket)| (one.address, socket));
+        let members = self.listeners.iter().map(|one| u32::from(one.worker) + 1).max();
+        let vips = config.vips.iter().map(|vip| vip.address).collect();
+        Sinks::new(vips, clients, members.unwrap_or(0)).map(Some)
     }
 
     /// Lets the services' sockets go: once the engine has closed its own, clients that wait to be
@@ -180,13 +194,19 @@ fn datagram(address: SocketAddr) -> io::Result<UdpSocket> {
     Ok(socket.into())
 }
 
-/// One worker's listener. TCP_NODELAY is inherited by what it accepts.
-fn shared(address: SocketAddr) -> io::Result<OwnedFd> {
+/// A member of the group that listens on this address; it does not listen yet.
+pub(super) fn bound(address: SocketAddr) -> io::Result<Socket> {
     let socket = socket(address, Type::STREAM, Protocol::TCP)?;
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(true)?;
-    socket.set_tcp_nodelay(true)?;
     socket.bind(&address.into())?;
+    Ok(socket)
+}
+
+/// One worker's listener. TCP_NODELAY is inherited by what it accepts.
+fn shared(address: SocketAddr) -> io::Result<OwnedFd> {
+    let socket = bound(address)?;
+    socket.set_tcp_nodelay(true)?;
     socket.listen(BACKLOG)?;
     socket.set_nonblocking(true)?;
     Ok(socket.into())

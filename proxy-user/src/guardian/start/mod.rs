@@ -4,6 +4,7 @@
 mod key;
 mod listeners;
 mod preflight;
+mod strays;
 #[cfg(test)]
 mod tests;
 
@@ -16,6 +17,7 @@ use crate::config::{self, Config};
 pub(super) use key::{PairKey, keygen};
 pub(super) use listeners::{Listeners, PeerSockets, next_port};
 pub(super) use preflight::{Lock, host, lock};
+pub(super) use strays::Sinks;
 
 /// Reads a configuration file; relative paths in it are meant from its folder.
 pub(super) fn load(file: &Path) -> Result<Config, Fault> {

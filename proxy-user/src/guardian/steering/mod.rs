@@ -27,6 +27,7 @@ mod memory;
 mod neighbours;
 mod port;
 mod probes;
+mod relay;
 mod segments;
 mod slots;
 mod xdp;

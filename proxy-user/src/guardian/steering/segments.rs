@@ -8,7 +8,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use vrrp::arp::{GarpBurst, arp_request};
-use vrrp::io::{Monitor, MonitorEvent};
+use vrrp::io::{Monitor, MonitorEvent, SegmentTap};
 use vrrp::{AdvertInterval, InstanceConfig, Mode as VrrpMode, Priority, Vrid};
 
 use super::super::fault::Fault;
@@ -17,9 +17,11 @@ use super::super::status::StatusHandle;
 use super::host::{Host, HostThread, Report, Wish};
 use super::port::Port;
 use super::probes::{Ask, Prober, Sign};
+use super::relay::Relay;
 use super::xdp::{self, XdpHooks, XdpMaps};
 use super::{Counters, Mode, Steering, monotonic_ns};
 use crate::config::{Config, Vip, XdpMode};
+use crate::node::Strays;
 
 /// The program answers nothing when this thread has not run for so long, whatever its lease says:
 /// without a peer a lease has no end.
@@ -40,6 +42,8 @@ struct Segment {
     prober: Prober,
     burst: GarpBurst,
     carrier: bool,
+    /// Runs while the other node finishes its connections.
+    relay: Option<Relay>,
 }
 
 /// Everything this node does on its segments.
@@ -128,6 +132,7 @@ impl Segments {
                 port: None,
                 burst: GarpBurst::new(),
                 carrier: port.carrier,
+                relay: None,
             };
             segment.plug(now, port, &mut all.steering, false);
             all.segments.push(segment);
@@ -164,6 +169,20 @@ impl Segments {
         self.wished = (self.wished.0 + 1, on);
         if let Some(host) = &self.host {
             host.wish(Wish::Address { on, number: self.wished.0 });
+        }
+    }
+
+    /// What comes for connections that are not this node's goes to the peer, or (dropped) what this
+    /// node finishes goes on where the address stands no more.
+    pub(in crate::guardian) fn strays(&mut self, strays: Strays) {
+        for segment in &mut self.segments {
+            segment.relay = match strays {
+                Strays::Relayed => segment.relay(),
+                Strays::Dropped | Strays::Refused => None,
+            };
+        }
+        if let (Strays::Dropped, Some(host)) = (strays, &self.host) {
+            host.wish(Wish::Linger);
         }
     }
 
@@ -477,6 +496,23 @@ impl Segment {
         if answering {
             self.burst.start(now);
         }
+    }
+
+    /// Sends to the peer what is its own.
+    fn relay(&self) -> Option<Relay> {
+        let port = self.port.as_ref()?;
+        let Some(peer) = self.prober.peer_mac() else {
+            tracing::warn!(vip = %self.vip.address, "the peer's Ethernet address is not known");
+            return None;
+        };
+        let tap = SegmentTap::open(&self.vip.interface, port.identity.index, &[self.vip.address]);
+        let started = tap
+            .map_err(|error| error.to_string())
+            .and_then(|tap| Relay::start(tap, port.mac(), peer).map_err(|error| error.to_string()));
+        let failed = |error: &String| {
+            tracing::warn!(error, "requests under way at the other node may break");
+        };
+        started.inspect_err(failed).ok()
     }
 
     fn index(&self) -> Option<u32> {
