@@ -10,6 +10,7 @@ mod adverts;
 mod cuts;
 mod failover;
 mod filters;
+mod host;
 mod injector;
 mod interfaces;
 mod loss;

@@ -14,6 +14,13 @@ use std::io;
 
 use crate::config::Log;
 
+/// What a guardian starts its children from: the very program that it runs itself, though another
+/// version may stand in its place on disk by now, or nothing.
+pub const OWN_PROGRAM: &str = "/proc/self/exe";
+
+/// What processes are called.
+pub const NAME: &str = "tandem";
+
 /// Environment variable by which a child knows its guardian's process id.
 pub const PARENT_VARIABLE: &str = "TANDEM_PARENT";
 
@@ -34,6 +41,8 @@ pub fn child_log() -> Log {
 /// The guardian is gone, or the kernel refuses.
 pub fn die_with_parent() -> io::Result<()> {
     let Some(parent) = std::env::var_os(PARENT_VARIABLE) else { return Ok(()) };
+    // else it is called after the link that it was started from
+    nix::sys::prctl::set_name(c"tandem")?;
     nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL)?;
     if parent.to_str() == Some(nix::unistd::getppid().to_string().as_str()) {
         Ok(())

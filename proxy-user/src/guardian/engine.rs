@@ -18,9 +18,12 @@ use super::mailbox::{News, NewsSender, Order, Orders};
 use super::start::Listeners;
 use super::status::StatusHandle;
 use super::watch::{Seen, Watcher};
-use crate::control::channel::{self, GuardianEnd};
 use crate::control::message::{Hello, ServerState, Snapshot, ToEngine};
 use crate::control::shared::{Liveness, Seat, SharedPage};
+use crate::control::{
+    self,
+    channel::{self, GuardianEnd},
+};
 
 /// Longest pause before the next start of an engine that keeps dying.
 const PAUSE_MAX: Duration = Duration::from_secs(5);
@@ -141,12 +144,11 @@ impl Engines {
     }
 
     fn spawn(&self, control: OwnedFd) -> Result<Child, Fault> {
-        let program = std::env::current_exe();
-        let program = program.map_err(|error| Fault::of("cannot find this program", error))?;
-        let child = Command::new(program)
+        let child = Command::new(control::OWN_PROGRAM)
+            .arg0(control::NAME)
             .arg("engine")
-            .env(crate::control::PARENT_VARIABLE, std::process::id().to_string())
-            .env(crate::control::LEVEL_VARIABLE, &self.snapshot.log.level)
+            .env(control::PARENT_VARIABLE, std::process::id().to_string())
+            .env(control::LEVEL_VARIABLE, &self.snapshot.log.level)
             .stdin(Stdio::from(control))
             // Ctrl-C in the terminal is the guardian's business.
             .process_group(0)

@@ -1,0 +1,36 @@
+//! What the host does to a node: its program file, its processes, its disk, its network lock.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use tests::topology::{Options, Pair};
+
+const LIMIT: Duration = Duration::from_secs(15);
+
+/// An upgrade put another program in the place of the one that runs, or removed it: a dead engine
+/// is replaced by one of the guardian's own version.
+#[test]
+#[ignore = "needs CAP_NET_ADMIN: cargo xtask test"]
+fn the_program_is_replaced_on_disk() -> Result<()> {
+    let mut pair = Pair::build("tandem-test", Options::default())?;
+    let program = pair.copy_program()?;
+    let master = pair.start_both()?;
+    let backup = master.other();
+    let other = pair.file("other");
+    fs::write(&other, "#!/bin/sh\nexit 3\n")?;
+    fs::set_permissions(&other, fs::Permissions::from_mode(0o755))?;
+    fs::rename(&other, &program)?;
+    for deleted in [false, true] {
+        if deleted {
+            fs::remove_file(&program)?;
+        }
+        pair.kill_engine(backup)?;
+        pair.wait_role(backup, &["JOIN", "CATCHUP"], LIMIT)?;
+        pair.wait_protected(master)?;
+        let name = fs::read_to_string(format!("/proc/{}/comm", pair.engine(backup)?))?;
+        ensure!(name.trim() == "tandem", "the process is called {name}");
+    }
+    Ok(())
+}
