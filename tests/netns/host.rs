@@ -5,7 +5,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use tests::topology::{Options, Pair};
+use nix::sys::signal::Signal;
+use tests::topology::{Options, Pair, Side, VIP};
 
 const LIMIT: Duration = Duration::from_secs(15);
 
@@ -33,4 +34,32 @@ fn the_program_is_replaced_on_disk() -> Result<()> {
         ensure!(name.trim() == "tandem", "the process is called {name}");
     }
     Ok(())
+}
+
+/// A service on the virtual address alone: on either node it can be listened for before the address
+/// comes, and it is served by whoever has it.
+#[test]
+#[ignore = "needs CAP_NET_ADMIN: cargo xtask test"]
+fn a_service_on_the_virtual_address_alone() -> Result<()> {
+    let mut pair = Pair::build("tandem-test", Options::default())?;
+    for side in Side::ALL {
+        pair.edit_config(side, |text| {
+            let text = text.replace("0.0.0.0:11211", &format!("{VIP}:11211"));
+            text.replace("0.0.0.0:80", &format!("{VIP}:80"))
+        })?;
+    }
+    let master = pair.start_both()?;
+    let served = |pair: &Pair| -> Result<()> {
+        let mut client = pair.memcached(&pair.client, VIP)?;
+        ensure!(client.set("k", b"1")? == "STORED");
+        ensure!(client.get("k")?.as_deref() == Some(&b"1"[..]));
+        Ok(())
+    };
+    served(&pair)?;
+    for side in Side::ALL {
+        ensure!(pair.memcached(&pair.client, side.address()).is_err(), "its own address serves");
+    }
+    pair.guardian(master)?.signal(Signal::SIGTERM)?;
+    pair.wait_role(master.other(), &["MASTER_SOLO"], LIMIT)?;
+    served(&pair)
 }

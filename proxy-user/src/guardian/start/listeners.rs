@@ -5,7 +5,7 @@
 //! milliseconds, so the probe tries for a second.
 
 use std::io;
-use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -56,17 +56,18 @@ impl Listeners {
         }
         let until = Instant::now() + PATIENCE;
         for (service, key, address) in &wanted {
-            let probe = probe(*address, until);
+            let probe = probe(*address, is_virtual(config, *address), until);
             probe.map_err(|error| refused(key, *address, *service == Service::Link, &error))?;
         }
         let admin = config.admin.listen;
-        let admin = patient(admin, until, || plain(admin))
+        let free = is_virtual(config, admin);
+        let admin = patient(admin, until, || plain(admin, free))
             .map_err(|error| refused("[admin] listen", admin, false, &error))?;
         let peer = peer_sockets(config, until)?;
         let mut all = Self { sockets: Vec::new(), listeners: Vec::new(), admin, peer };
         for worker in 0..workers {
             for (service, key, address) in &wanted {
-                let socket = shared(*address);
+                let socket = shared(*address, is_virtual(config, *address));
                 let socket = socket.map_err(|error| refused(key, *address, false, &error))?;
                 all.sockets.push(socket);
                 all.listeners.push(Listener { worker, service: *service, address: *address });
@@ -125,6 +126,12 @@ fn wanted(config: &Config) -> Vec<(Service, String, SocketAddr)> {
     wanted
 }
 
+/// Whether it is one of the addresses that come and go with the role. Any other that this host does
+/// not have is a mistake.
+fn is_virtual(config: &Config, address: SocketAddr) -> bool {
+    config.vips.iter().any(|vip| IpAddr::V4(vip.address) == address.ip())
+}
+
 /// The engines' port: the next one.
 pub(in crate::guardian) fn next_port(mut address: SocketAddr) -> SocketAddr {
     address.set_port(address.port().saturating_add(1));
@@ -136,7 +143,7 @@ fn peer_sockets(config: &Config, until: Instant) -> Result<Option<PeerSockets>, 
     let (mut tcp, mut udp) = (Vec::new(), Vec::new());
     for &address in &pair.listen {
         let fault = |error: io::Error| refused("[node] listen", address, true, &error);
-        let listener = patient(address, until, || plain(address)).map_err(fault)?;
+        let listener = patient(address, until, || plain(address, false)).map_err(fault)?;
         listener.set_nonblocking(true).map_err(fault)?;
         tcp.push(listener);
         let socket = patient(address, until, || datagram(address)).map_err(fault)?;
@@ -146,9 +153,9 @@ fn peer_sockets(config: &Config, until: Instant) -> Result<Option<PeerSockets>, 
 }
 
 /// Whether an ordinary bind works, that is, nobody else has the port.
-fn probe(address: SocketAddr, until: Instant) -> io::Result<()> {
+fn probe(address: SocketAddr, free: bool, until: Instant) -> io::Result<()> {
     patient(address, until, || {
-        let socket = socket(address, Type::STREAM, Protocol::TCP)?;
+        let socket = stream(address, free)?;
         socket.set_reuse_address(true)?;
         socket.bind(&address.into())
     })
@@ -179,8 +186,17 @@ fn socket(address: SocketAddr, kind: Type, protocol: Protocol) -> io::Result<Soc
     Ok(socket)
 }
 
-fn plain(address: SocketAddr) -> io::Result<TcpListener> {
+/// `free`: the address need not stand on this host yet.
+fn stream(address: SocketAddr, free: bool) -> io::Result<Socket> {
     let socket = socket(address, Type::STREAM, Protocol::TCP)?;
+    if free {
+        socket.set_freebind_v4(true)?;
+    }
+    Ok(socket)
+}
+
+fn plain(address: SocketAddr, free: bool) -> io::Result<TcpListener> {
+    let socket = stream(address, free)?;
     socket.set_reuse_address(true)?;
     socket.bind(&address.into())?;
     socket.listen(1024)?;
@@ -195,8 +211,8 @@ fn datagram(address: SocketAddr) -> io::Result<UdpSocket> {
 }
 
 /// A member of the group that listens on this address; it does not listen yet.
-pub(super) fn bound(address: SocketAddr) -> io::Result<Socket> {
-    let socket = socket(address, Type::STREAM, Protocol::TCP)?;
+pub(super) fn bound(address: SocketAddr, free: bool) -> io::Result<Socket> {
+    let socket = stream(address, free)?;
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(true)?;
     socket.bind(&address.into())?;
@@ -204,8 +220,8 @@ pub(super) fn bound(address: SocketAddr) -> io::Result<Socket> {
 }
 
 /// One worker's listener. TCP_NODELAY is inherited by what it accepts.
-fn shared(address: SocketAddr) -> io::Result<OwnedFd> {
-    let socket = bound(address)?;
+fn shared(address: SocketAddr, free: bool) -> io::Result<OwnedFd> {
+    let socket = bound(address, free)?;
     socket.set_tcp_nodelay(true)?;
     socket.listen(BACKLOG)?;
     socket.set_nonblocking(true)?;

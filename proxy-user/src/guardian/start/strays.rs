@@ -69,7 +69,8 @@ impl Group {
         // first the program: it leaves the sink out of what begins a connection
         self.choose_by(&program(vips, self.members))?;
         if self.sink.is_none() {
-            let sink = listeners::bound(self.address)?;
+            // of those in a group only the virtual ones are not on every host
+            let sink = listeners::bound(self.address, !self.address.ip().is_unspecified())?;
             sink.attach_filter(&[SockFilter::new(libc::BPF_RET as u16, 0, 0, 0)])?;
             sink.listen(1)?;
             self.sink = Some(sink);
@@ -185,7 +186,7 @@ mod tests {
     #[test]
     fn the_kernel_takes_the_programs() {
         let address: SocketAddr = "127.0.0.77:0".parse().unwrap();
-        let first = listeners::bound(address).unwrap();
+        let first = listeners::bound(address, false).unwrap();
         first.listen(64).unwrap();
         let first = TcpListener::from(first);
         let address = first.local_addr().unwrap();

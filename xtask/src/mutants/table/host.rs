@@ -79,4 +79,14 @@ pub(super) const ROWS: &[Mutant] = &[
             "guardian::steering::relay::tests::a_connection_is_ours_by_its_beginning",
         ),
     },
+    Mutant {
+        name: "any address may be listened on, here or not",
+        file: "proxy-user/src/guardian/start/listeners.rs",
+        find: "config.vips.iter().any(|vip| IpAddr::V4(vip.address) == address.ip())",
+        replace: "config.vips.len() > 0 && address.is_ipv4()",
+        found_by: lib(
+            "proxy-user",
+            "guardian::start::tests::a_virtual_address_may_be_listened_on_before_it_comes",
+        ),
+    },
 ];
