@@ -33,6 +33,7 @@ mod silence;
 mod tests;
 
 use std::collections::VecDeque;
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 pub use claim::{Alone, Claim, Epoch, EpochTooLarge, Lineage};
@@ -482,6 +483,26 @@ impl Node {
         self.wake(now);
         if let Some(segment) = self.segments.get_mut(instance) {
             segment.handle_carrier(now, up);
+        }
+        self.finish(now);
+    }
+
+    /// The interface of `instance` has another address of its own: adverts leave from it, the
+    /// peer's come from `peer`, and `path` is the peer's address on this segment.
+    pub fn handle_source(
+        &mut self,
+        now: Instant,
+        instance: usize,
+        source: IpAddr,
+        (peer, path): (Option<IpAddr>, Option<usize>),
+    ) {
+        self.wake(now);
+        if let Some(router) = self.vrrp.get_mut(instance) {
+            router.set_source(source);
+            router.set_peer(peer);
+        }
+        if let Some(segment) = self.segments.get_mut(instance) {
+            segment.path = path;
         }
         self.finish(now);
     }

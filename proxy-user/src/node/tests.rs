@@ -976,6 +976,16 @@ fn commands() {
     assert_eq!(bench.node.state(), State::Handover, "for good");
 }
 
+#[test]
+fn the_router_follows_its_interfaces_address() {
+    let mut bench = Bench::master();
+    let [source, peer] = [[10, 0, 1, 9], [10, 0, 1, 2]].map(std::net::IpAddr::from);
+    bench.node.handle_source(bench.now, 0, source, (Some(peer), Some(1)));
+    let config = bench.node.vrrp()[0].config();
+    assert_eq!((config.source, config.mode), (source, vrrp::Mode::Coupled { peer: Some(peer) }));
+    assert_eq!(bench.node.segments[0].path, Some(1));
+}
+
 /// A stop is not answered by a gap: the peer is let in at once, whatever was held against it.
 #[test]
 fn who_is_to_leave_waits_for_its_replica() {

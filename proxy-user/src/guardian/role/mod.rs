@@ -24,7 +24,7 @@ use super::mailbox::{Inbox, News, NewsSender, Order, Orders};
 use super::peer::{Input, Introduction, PeerLink};
 use super::start::{PeerSockets, Sinks};
 use super::status::{RefusedAdverts, StatusHandle, WitnessFacts};
-use super::steering::{Carrier, Report, Segments, Sign};
+use super::steering::{Carrier, Report, Segments, Sign, Source};
 use super::witness::{Asker, WitnessThread};
 use crate::config::{Config, Pair, Side};
 use crate::control::channel::{ChannelError, GuardianEnd};
@@ -404,11 +404,14 @@ impl Role {
 
     /// What the netlink thread did, or saw.
     fn take_report(&mut self, now: Instant, report: Report) {
-        let mut changes = Vec::new();
-        if self.segments.report(now, report, &mut changes) {
+        let changes = self.segments.report(now, report);
+        if changes.present {
             self.node.handle_address(now, true);
         }
-        self.carriers(&changes);
+        if let Some(Source { instance, source, peer }) = changes.source {
+            self.node.handle_source(now, instance, source, peer);
+        }
+        self.carriers(&changes.carriers);
     }
 
     fn carriers(&mut self, changes: &[Carrier]) {

@@ -79,7 +79,8 @@ fn a_virtual_address_may_be_listened_on_before_it_comes() {
         let admin = free();
         let text = format!(
             "[cache]\nlisten = \"{listen}:{port}\"\n[admin]\nlisten = \"{admin}\"\n\
-             [node]\nname = \"a\"\n[[vip]]\naddress = \"203.0.113.77/24\"\ninterface = \"lo\"\nvrid = 1\n"
+             [node]\nname = \"a\"\n\
+             [[vip]]\naddress = \"203.0.113.77/24\"\ninterface = \"lo\"\nvrid = 1\n"
         );
         config::parse(&text, "t.toml").unwrap()
     };

@@ -42,4 +42,4 @@ pub use xdp::{XdpHooks, XdpMaps, load, load_from};
 pub use crate::control::shared::monotonic_ns;
 pub(super) use host::Report;
 pub(super) use probes::Sign;
-pub(super) use segments::{Carrier, Segments};
+pub(super) use segments::{Carrier, Segments, Source};

@@ -89,4 +89,11 @@ pub(super) const ROWS: &[Mutant] = &[
             "guardian::start::tests::a_virtual_address_may_be_listened_on_before_it_comes",
         ),
     },
+    Mutant {
+        name: "adverts are summed for an address that the interface had",
+        file: "vrrp/src/fsm.rs",
+        find: "        self.config.source = source;\n",
+        replace: "        let _ = source;\n",
+        found_by: lib("vrrp", "fsm::tests::coupled::adverts_follow_the_source"),
+    },
 ];
