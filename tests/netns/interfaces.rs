@@ -1,11 +1,14 @@
 //! The interface below a running node changes: another Ethernet address, another name, gone and
 //! made again. The node follows without a restart.
 
+use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use tests::eventually;
-use tests::topology::{Options, Pair, Side};
+use tests::topology::{CLIENT, Options, Pair, Side};
+use vrrp::io::{AdvertSocket, Netlink};
+use vrrp::{Advert, Version};
 
 use crate::role::{mac, owner};
 
@@ -69,6 +72,45 @@ fn renamed(xdp: &str) -> Result<()> {
     owns(&pair, master.other())?;
     rename("other", "lan")?;
     returns_and_takes_over(&mut pair, master)
+}
+
+/// The next advert that the client hears from `source`, checked.
+fn hears_advert(pair: &Pair, source: Ipv4Addr) -> Result<()> {
+    pair.client.run(|| {
+        let lan = Netlink::open()?.interface("lan")?;
+        let mut socket = AdvertSocket::open(&lan, CLIENT)?;
+        eventually(&format!("a good advert from {source}"), LIMIT, || {
+            let datagram = socket.receive()?.context("none")?;
+            let received = datagram.received();
+            Advert::decode(&received, Version::V3)?;
+            ensure!(received.source == IpAddr::V4(source), "{received:?}");
+            Ok(())
+        })
+    })
+}
+
+/// The interface's own address is another one, and then the old one again.
+fn another_address(xdp: &str) -> Result<()> {
+    let (pair, master) = pair(xdp)?;
+    let node = pair.namespace(master);
+    let (old, new) = (master.address(), Ipv4Addr::new(10, 77, 0, 51));
+    hears_advert(&pair, old)?;
+    for (gone, come) in [(old, new), (new, old)] {
+        node.ip(&["address", "add", &format!("{come}/24"), "dev", "lan"])?;
+        node.ip(&["address", "delete", &format!("{gone}/24"), "dev", "lan"])?;
+        // the kernel takes a network's other addresses away with its first one
+        node.ip(&["address", "replace", &format!("{come}/24"), "dev", "lan"])?;
+        hears_advert(&pair, come)?;
+        ensure!(pair.role(master)?.starts_with("MASTER"), "the role has moved");
+    }
+    owns(&pair, master)?;
+    pair.wait_protected(master)
+}
+
+#[test]
+#[ignore = "needs CAP_NET_ADMIN: cargo xtask test"]
+fn interface_gets_another_address() -> Result<()> {
+    another_address("native")
 }
 
 #[test]

@@ -391,6 +391,8 @@ impl World {
                 self.answer_later(host, delay, Answered::Address(there));
             }
             Effect::Probe { .. } => self.probe(host),
+            // no connection of a client is played here
+            Effect::Strays(_) => {}
             Effect::AskWitness(question) => {
                 let life = self.life_of(host);
                 self.ask_witness(host, life, question);

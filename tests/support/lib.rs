@@ -14,6 +14,7 @@ pub mod probe;
 pub mod process;
 pub mod random;
 pub mod rights;
+pub mod slow;
 pub mod sockets;
 pub mod stranger;
 mod switch;

@@ -283,6 +283,18 @@ listen = "127.0.0.1:9900"
         self.folder.path().join(name)
     }
 
+    /// From here on nodes are started from a copy of the program, which a test may replace or
+    /// delete: its path.
+    ///
+    /// # Errors
+    /// When it cannot be copied.
+    pub fn copy_program(&mut self) -> Result<PathBuf> {
+        let copy = self.file("tandem");
+        fs::copy(&self.tandem, &copy)?;
+        self.tandem.clone_from(&copy);
+        Ok(copy)
+    }
+
     /// The `tandem` program that runs here.
     #[must_use]
     pub fn tandem(&self) -> &Path {

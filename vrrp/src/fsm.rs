@@ -104,7 +104,7 @@ impl Instance {
         self.state
     }
 
-    /// What it was made from; the peer's address may have been set later.
+    /// What it was made from; its own and the peer's address may have been set later.
     #[must_use]
     pub const fn config(&self) -> &InstanceConfig {
         &self.config
@@ -153,6 +153,11 @@ impl Instance {
         if let Mode::Coupled { peer: known } = &mut self.config.mode {
             *known = peer;
         }
+    }
+
+    /// The interface has another address of its own: adverts leave from it, and are summed for it.
+    pub fn set_source(&mut self, source: IpAddr) {
+        self.config.source = source;
     }
 
     /// Becomes Active, by the owner's decision: advert, then GARP. Nothing happens in Active.

@@ -317,6 +317,9 @@ pub struct Engine {
     pub io: Io,
     /// A worker that makes no turn for this long is hung: the engine is killed and restarted.
     pub stall_kill: Duration,
+    /// Time that requests under way have to end when the node is stopped, 0 to 60 s. What is left
+    /// then is cut off.
+    pub stop_patience: Duration,
     /// Whom it runs as when the guardian is root.
     pub user: User,
 }
@@ -482,7 +485,13 @@ impl Default for Health {
 
 impl Default for Engine {
     fn default() -> Self {
-        Self { workers: None, io: Io::Auto, stall_kill: Duration::from_secs(1), user: User::NOBODY }
+        Self {
+            workers: None,
+            io: Io::Auto,
+            stall_kill: Duration::from_secs(1),
+            stop_patience: Duration::from_secs(10),
+            user: User::NOBODY,
+        }
     }
 }
 

@@ -128,6 +128,7 @@ pub(super) struct RawEngine {
     pub(super) io: At<String>,
     pub(super) stall_kill: At<String>,
     pub(super) user: At<String>,
+    pub(super) stop_patience: At<String>,
 }
 
 #[derive(Debug, Default, serde::Deserialize)]

@@ -37,10 +37,16 @@ pub enum ToEngine {
     /// The engine before this one is reaped: its ring accepts nothing any more, so the listeners
     /// need no sweeping.
     PredecessorReaped,
-    /// Stop accepting, finish what runs, leave. Answered by [`ToGuardian::Stopped`] and exit.
+    /// The end is near, and the role still here: finish the commands that were received, close what
+    /// is idle, say in each answer that its connection ends. Answered by [`ToGuardian::Rested`].
+    Rest,
+    /// The role is gone: finish what runs, leave. Answered by [`ToGuardian::Stopped`] and exit.
     Stop {
         /// Time for running requests, milliseconds; 0 = at once.
         grace_ms: u32,
+        /// The other node has the address: what still comes here is served meanwhile. Else
+        /// nothing new is accepted.
+        handed_over: bool,
     },
 }
 
@@ -63,6 +69,8 @@ pub enum ToGuardian {
     Sync(SyncEvent),
     /// Passive health: a server failed or answered.
     Backend(BackendEvent),
+    /// After [`ToEngine::Rest`]: every command of the cache's clients is answered.
+    Rested,
     /// Every connection is closed; the process exits now.
     Stopped,
 }
@@ -303,7 +311,8 @@ mod tests {
             ToEngine::Backends(vec![vec![ServerState::Up, ServerState::Down]]),
             ToEngine::Prepare { epoch: 5 },
             ToEngine::Sync(SyncCommand::Gate { gate: 1 }),
-            ToEngine::Stop { grace_ms: 500 },
+            ToEngine::Rest,
+            ToEngine::Stop { grace_ms: 500, handed_over: true },
         ];
         for message in all {
             let packet = encode(&message).expect("fits");

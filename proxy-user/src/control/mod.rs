@@ -17,11 +17,15 @@ use std::io;
 
 use crate::config::Log;
 
+/// What processes start their children from: the very program that they run themselves, though
+/// another version may stand in its place on disk by now, or nothing.
+pub const OWN_PROGRAM: &str = "/proc/self/exe";
+
+/// What processes are called.
+pub const NAME: &str = "tandem";
+
 /// Environment variable by which a child knows its guardian's process id.
 pub const PARENT_VARIABLE: &str = "TANDEM_PARENT";
-
-/// This program, as a process starts it again: also after its file was replaced or removed.
-pub const THIS_PROGRAM: &str = "/proc/self/exe";
 
 /// Environment variable by which a child knows the configured log level.
 pub const LEVEL_VARIABLE: &str = "TANDEM_LEVEL";
@@ -40,6 +44,8 @@ pub fn child_log() -> Log {
 /// The guardian is gone, or the kernel refuses.
 pub fn die_with_parent() -> io::Result<()> {
     let Some(parent) = std::env::var_os(PARENT_VARIABLE) else { return Ok(()) };
+    // else it is called after the link that it was started from
+    nix::sys::prctl::set_name(c"tandem")?;
     nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL)?;
     if parent.to_str() == Some(nix::unistd::getppid().to_string().as_str()) {
         Ok(())

@@ -3,12 +3,13 @@
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::sync::mpsc;
+use std::time::Duration;
 
 use super::connections::AccessSink;
 use super::rights::{self, RightsError};
 use super::start::{Engine, Start, StartError};
-use super::worker::{Events, Mail, Shared};
+use super::worker::{Events, Mail, Shared, Stop};
 use crate::control::channel::{ChannelError, EngineEnd};
 use crate::control::message::{self, Snapshot, ToEngine, ToGuardian};
 use crate::control::shared::{Liveness, Seat, SharedPage, Woken, mark_on_fatal_signals};
@@ -102,14 +103,19 @@ impl Assignment {
         let prepared = Engine::prepare(start, events);
         let mut engine = prepared.map_err(|error| refuse(&channel, error))?;
         watch_guardian(page, Arc::clone(engine.shared()))?;
+        let stopping = hear_while_stopping(Arc::clone(&channel), Arc::clone(engine.shared()))?;
         if self.confined {
             // Every thread and ring is there, and no stranger yet.
             rights::bound_calls().map_err(|error| refuse(&channel, error))?;
         }
         engine.open().map_err(|error| refuse(&channel, error))?;
         channel.send(&ToGuardian::Hello(engine.hello().clone()))?;
-        match obey(&channel, &engine) {
-            Ok(grace) => engine.stop(grace),
+        match obey(&channel, engine.shared()) {
+            Ok(()) => {
+                // Where the master is now, and the last word, may still come.
+                stopping.send(()).ok();
+                engine.join();
+            }
             Err(error) => {
                 // Nobody answers for the address any more, so neither do we. The sockets are closed
                 // first, so that their FIN leaves while the address is still there.
@@ -121,6 +127,22 @@ impl Assignment {
         drop(seat);
         Ok(())
     }
+}
+
+/// A thread that obeys while the main one waits for the workers' end; it begins when told to. It is
+/// made with all others: once system calls are bounded there can be no new one.
+fn hear_while_stopping(
+    channel: Arc<EngineEnd>,
+    shared: Arc<Shared>,
+) -> io::Result<mpsc::Sender<()>> {
+    let (begin, begun) = mpsc::channel();
+    let hear = move || {
+        if begun.recv().is_ok() {
+            drop(obey(&channel, &shared));
+        }
+    };
+    std::thread::Builder::new().name("orders".into()).spawn(hear)?;
+    Ok(begin)
 }
 
 /// Tells the guardian why this engine cannot serve.
@@ -137,9 +159,8 @@ fn tell(channel: &EngineEnd, event: &ToGuardian) {
     }
 }
 
-/// Does what is ordered until told to stop; the grace for it.
-fn obey(channel: &EngineEnd, engine: &Engine) -> Result<Duration, EngineError> {
-    let shared = engine.shared();
+/// Does what is ordered until told to stop; the workers have been told then.
+fn obey(channel: &EngineEnd, shared: &Arc<Shared>) -> Result<(), EngineError> {
     loop {
         let message = match channel.recv(LISTEN_TIME) {
             Ok((message, _)) => message,
@@ -152,8 +173,13 @@ fn obey(channel: &EngineEnd, engine: &Engine) -> Result<Duration, EngineError> {
             ToEngine::Backends(states) => shared.set_backends(&states),
             ToEngine::Prepare { epoch } => prepare(channel, shared, epoch),
             ToEngine::Sync(command) => shared.streams.order(command, shared),
-            ToEngine::PredecessorReaped => engine.predecessor_reaped(),
-            ToEngine::Stop { grace_ms } => return Ok(Duration::from_millis(grace_ms.into())),
+            ToEngine::PredecessorReaped => shared.post(|| Mail::SweepUntil(None)),
+            ToEngine::Rest => shared.post(|| Mail::Rest),
+            ToEngine::Stop { grace_ms, handed_over } => {
+                let grace = Duration::from_millis(grace_ms.into());
+                shared.post(|| Mail::Stop(Stop::within(grace, handed_over)));
+                return Ok(());
+            }
         }
     }
 }
@@ -186,9 +212,7 @@ fn watch_guardian(page: SharedPage, shared: Arc<Shared>) -> io::Result<()> {
             }
         }
         tracing::error!("the guardian is dead");
-        for mailbox in &shared.mailboxes {
-            mailbox.post(Mail::Stop(Instant::now()));
-        }
+        shared.post(|| Mail::Stop(Stop::within(Duration::ZERO, false)));
     };
     std::thread::Builder::new().name("watch".into()).spawn(watch).map(drop)
 }

@@ -16,7 +16,7 @@ use super::connections::memcached::CacheService;
 use super::connections::{AccessSink, Service};
 use super::driver::{Driver, DriverOptions, IoMode};
 use super::region;
-use super::worker::{Events, Mail, Shared, Worker};
+use super::worker::{Events, Mail, Shared, Stop, Worker};
 use crate::control::message::{self, Hello, Listener, Snapshot, StoreReport};
 use crate::control::shared::{Seat, SharedPage};
 
@@ -121,9 +121,7 @@ impl Engine {
         }
         if self.shared.config.generation > 0 {
             let until = Instant::now() + SWEEP_TIME;
-            for mailbox in &self.shared.mailboxes {
-                mailbox.post(Mail::SweepUntil(Some(until)));
-            }
+            self.shared.post(|| Mail::SweepUntil(Some(until)));
         }
         Ok(())
     }
@@ -140,20 +138,15 @@ impl Engine {
         &self.shared
     }
 
-    /// The dead engine before this one is reaped: no more sweeping.
-    pub fn predecessor_reaped(&self) {
-        for mailbox in &self.shared.mailboxes {
-            mailbox.post(Mail::SweepUntil(None));
-        }
-    }
-
     /// Stops: no new connections, the present ones may finish within `grace`; then waits for the
     /// workers.
     pub fn stop(self, grace: Duration) {
-        let until = Instant::now() + grace;
-        for mailbox in &self.shared.mailboxes {
-            mailbox.post(Mail::Stop(until));
-        }
+        self.shared.post(|| Mail::Stop(Stop::within(grace, false)));
+        self.join();
+    }
+
+    /// Waits for the workers, which were told to stop.
+    pub fn join(self) {
         for thread in self.threads {
             if thread.join().is_err() {
                 tracing::error!("a worker panicked");

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::driver::tests::modes;
 use super::testing::{Client, Rig, snapshot, store};
+use super::worker::Mail;
 use super::{Assignment, EngineError};
 use crate::control::channel::{self, GuardianEnd};
 use crate::control::message::{self, SyncCommand, SyncEvent, Target, ToEngine, ToGuardian};
@@ -123,7 +124,7 @@ fn the_next_engine_on_the_same_memory_listens_at_once() {
         next.reign(State::MasterSolo, 4);
         let mut client = Client::connect(next.cache);
         client.ask("get nothing\r\n", "END\r\n");
-        next.engine.as_ref().unwrap().predecessor_reaped();
+        next.shared().post(|| Mail::SweepUntil(None));
         client.ask("get nothing\r\n", "END\r\n");
     }
 }
@@ -184,11 +185,41 @@ fn a_guardian_configures_promotes_and_stops_an_engine() {
     let mut client = Client::connect(address);
     client.ask("set k 0 0 1\r\nx\r\n", "STORED\r\n");
     client.ask("get k\r\n", "VALUE k 0 1\r\nx\r\nEND\r\n");
-    guardian.send(&ToEngine::Stop { grace_ms: 1000 }).unwrap();
+    guardian.send(&ToEngine::Rest).unwrap();
+    assert_eq!(answer(&guardian), ToGuardian::Rested);
+    client.hear_end();
+    guardian.send(&ToEngine::Stop { grace_ms: 1000, handed_over: false }).unwrap();
     assert_eq!(answer(&guardian), ToGuardian::Stopped);
     assert!(thread.join().unwrap());
     client.hear_end();
     assert!(page.engine_is_gone());
+}
+
+#[test]
+fn a_rest_answers_what_was_asked_and_closes_what_is_idle() {
+    for mode in modes() {
+        let rig = Rig::solo(mode, 1);
+        let (mut idle, mut busy) = (Client::connect(rig.cache), Client::connect(rig.cache));
+        idle.ask("set k 0 0 1\r\nx\r\n", "STORED\r\n");
+        busy.ask("get k\r\n", "VALUE k 0 1\r\nx\r\nEND\r\n");
+        rig.page.set_lease(0);
+        busy.say(b"get k\r\nset k 0 0 1\r\n");
+        busy.hear_nothing(Duration::from_millis(10));
+        rig.shared().post(|| Mail::Rest);
+        idle.hear_end();
+        let mut early = Client::connect(rig.cache);
+        early.say(b"get k\r\n");
+        rig.page.set_lease(u64::MAX);
+        busy.hear(b"VALUE k 0 1\r\nx\r\nEND\r\n");
+        assert!(rig.events.try_recv().is_err(), "half a command is not answered");
+        busy.ask("y\r\n", "STORED\r\n");
+        busy.hear_end();
+        let event = rig.events.recv_timeout(Duration::from_secs(5)).unwrap();
+        assert_eq!(event, ToGuardian::Rested);
+        early.hear_nothing(Duration::from_millis(30));
+        rig.reign(State::Boot, 2);
+        early.hear_end();
+    }
 }
 
 #[test]

@@ -10,6 +10,7 @@
 mod core;
 mod flow;
 mod shared;
+mod stop;
 
 use std::io;
 use std::sync::Arc;
@@ -19,6 +20,7 @@ use std::time::{Duration, Instant};
 pub use self::core::Core;
 use self::core::{Stage, slot_mut};
 pub use shared::{Events, Mail, Mailbox, Shared};
+pub use stop::Stop;
 
 use crate::control::counters::Counter;
 use crate::engine::connections::{self, Closed};
@@ -68,7 +70,8 @@ impl Worker {
         let latest = core.now + TURN_MAX;
         let sweep = core.sweeping.map(|_| core.now + SWEEP_PAUSE);
         let services = core.locals.next_turn(core.now);
-        let wake = [core.timers.next(), core.stopping, sweep, services].into_iter().flatten().min();
+        let wakes = [core.timers.next(), core.stop_due(), sweep, services];
+        let wake = wakes.into_iter().flatten().min();
         let wake = wake.map_or(latest, |wake| wake.min(latest));
         core.page.enter_poll();
         let polled = core.driver.poll(&mut self.completions, Some(wake));
@@ -154,7 +157,8 @@ impl Core {
                     }
                 }
                 Mail::SweepUntil(until) => self.sweeping = until,
-                Mail::Stop(until) => self.stop(until),
+                Mail::Rest => self.rest(),
+                Mail::Stop(stop) => self.stop(stop),
                 Mail::Unlisten => self.unlisten(),
                 Mail::Task(task) => task(self),
             }
@@ -215,16 +219,5 @@ impl Core {
         self.page.set(Counter::Connections, (self.open - self.listeners.len()) as u64);
         self.page.set(Counter::BuffersStarved, stats.starved);
         self.page.set(Counter::CqOverflows, stats.overflows);
-    }
-
-    fn goes_on(&mut self) -> bool {
-        let Some(until) = self.stopping else { return true };
-        if self.now >= until {
-            for key in self.keys() {
-                self.end(key, Closed::Stop);
-            }
-            self.bury();
-        }
-        self.open > 0
     }
 }

@@ -471,10 +471,11 @@ impl Exchange {
         }
     }
 
-    /// The engine stops: no further request on this connection.
+    /// The engine stops: no further request on this connection. One that has just come may have its
+    /// first request on the way.
     pub fn handle_stop(&mut self, now: Instant) {
         self.stopping = true;
-        if self.phase == Phase::Idle {
+        if self.phase == Phase::Idle && self.requests > 0 {
             self.phase = Phase::Closing;
             self.since = now;
             self.commands.push_back(Command::CloseClient(CloseHow::Flush));

@@ -540,8 +540,15 @@ fn each_state_has_its_own_deadline() {
 #[test]
 fn a_stop_ends_idle_connections_and_lets_answers_finish() {
     let mut bench = Bench::new(1);
+    bench.reaches(GET).answers(OK);
+    assert_eq!(bench.commands(), RELEASED);
     bench.exchange.handle_stop(bench.now);
     assert_eq!(bench.commands(), [Command::CloseClient(CloseHow::Flush)]);
+    let mut bench = Bench::new(1);
+    bench.exchange.handle_stop(bench.now);
+    assert!(bench.commands().is_empty(), "its first request may be on the way");
+    bench.reaches(GET).answers(OK);
+    assert!(bench.client_hears().contains("Connection: close\r\n"));
     let mut bench = Bench::new(1);
     bench.reaches(GET);
     bench.exchange.handle_stop(bench.now);

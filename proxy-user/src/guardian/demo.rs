@@ -8,6 +8,7 @@ use std::process::Stdio;
 use tokio::process::{Child, Command};
 
 use super::fault::Fault;
+use crate::control;
 
 /// Bound, not served yet.
 #[derive(Debug)]
@@ -32,13 +33,12 @@ impl Places {
 
     /// Starts a backend on each.
     pub(super) fn start(self, cache: SocketAddr) -> Result<Demos, Fault> {
-        let program = std::env::current_exe();
-        let program = program.map_err(|error| Fault::of("cannot find this program", error))?;
         let mut demos = Vec::new();
         for (place, name) in self.0.into_iter().zip(["one", "two"]) {
-            let child = Command::new(&program)
+            let child = Command::new(control::OWN_PROGRAM)
+                .arg0(control::NAME)
                 .args(["demo", "--name", name, "--cache", &cache.to_string()])
-                .env(crate::control::PARENT_VARIABLE, std::process::id().to_string())
+                .env(control::PARENT_VARIABLE, std::process::id().to_string())
                 .stdin(Stdio::from(OwnedFd::from(place)))
                 .process_group(0)
                 .kill_on_drop(true)

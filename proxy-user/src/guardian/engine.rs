@@ -18,9 +18,12 @@ use super::mailbox::{News, NewsSender, Order, Orders};
 use super::start::Listeners;
 use super::status::StatusHandle;
 use super::watch::{Seen, Watcher};
-use crate::control::channel::{self, GuardianEnd};
 use crate::control::message::{Hello, ServerState, Snapshot, ToEngine};
 use crate::control::shared::{Liveness, Seat, SharedPage};
+use crate::control::{
+    self,
+    channel::{self, GuardianEnd},
+};
 
 /// Longest pause before the next start of an engine that keeps dying.
 const PAUSE_MAX: Duration = Duration::from_secs(5);
@@ -143,12 +146,11 @@ impl Engines {
     }
 
     fn spawn(&self, control: OwnedFd) -> Result<Child, Fault> {
-        let program = std::env::current_exe();
-        let program = program.map_err(|error| Fault::of("cannot find this program", error))?;
-        let child = Command::new(program)
+        let child = Command::new(control::OWN_PROGRAM)
+            .arg0(control::NAME)
             .arg("engine")
-            .env(crate::control::PARENT_VARIABLE, std::process::id().to_string())
-            .env(crate::control::LEVEL_VARIABLE, &self.snapshot.log.level)
+            .env(control::PARENT_VARIABLE, std::process::id().to_string())
+            .env(control::LEVEL_VARIABLE, &self.snapshot.log.level)
             .stdin(Stdio::from(control))
             // Ctrl-C in the terminal is the guardian's business.
             .process_group(0)
@@ -206,10 +208,19 @@ impl Engines {
         }
     }
 
-    /// Asks the engine to finish and go; no other can be started afterwards.
-    pub(super) fn stop(&mut self, grace_ms: u32) {
-        self.send(&ToEngine::Stop { grace_ms });
-        self.listeners.close();
+    /// The node is about to give its role away: no command may be left half done.
+    pub(super) fn rest(&self) {
+        self.send(&ToEngine::Rest);
+    }
+
+    /// Asks the engine to finish and go; no other can be started afterwards. `handed_over`: the
+    /// other node sends here what belongs to this one's connections.
+    pub(super) fn stop(&mut self, grace: Duration, handed_over: bool) {
+        let grace_ms = u32::try_from(grace.as_millis()).unwrap_or(u32::MAX);
+        self.send(&ToEngine::Stop { grace_ms, handed_over });
+        if !handed_over {
+            self.listeners.close();
+        }
     }
 
     /// Ends whatever runs.

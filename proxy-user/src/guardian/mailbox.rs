@@ -4,6 +4,7 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, mpsc};
+use std::time::Instant;
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
@@ -39,6 +40,9 @@ pub(super) enum Order {
     Steering(Report),
     /// The witness answered, or did not.
     Witness(Answer),
+    /// The node is to be stopped: say when the role can be given away without a gap, or at the
+    /// latest then.
+    Leave(Instant),
     /// Give the role away if somebody can take it, and stop answering.
     Resign,
     /// Every socket is closed: remove addresses, settings, programs, and end.
@@ -80,8 +84,15 @@ pub(super) enum News {
     },
     /// Passive health, for the status page.
     Backend(BackendEvent),
+    /// The role can be given away now, or waiting for that is over.
+    MayLeave,
+    /// The engine owes nothing to the cache's clients.
+    Rested,
     /// The node answers nothing any more: the engine may be stopped.
-    Resigned,
+    Resigned {
+        /// The other node was given the role.
+        handed_over: bool,
+    },
     /// The node cannot go on.
     Fatal(String),
 }

@@ -36,7 +36,9 @@ use crate::witness::KEY_LABEL;
 
 /// Between two looks at the workers' loop counters.
 const TICK: Duration = Duration::from_millis(50);
-/// Time for running requests when stopping.
+/// Time to finish the commands that the cache has received, before the role is given away.
+const REST_TIME: Duration = Duration::from_millis(100);
+/// Time for a killed engine to be gone.
 const GRACE: Duration = Duration::from_secs(2);
 /// Time to give the role away.
 const RESIGN_TIME: Duration = Duration::from_secs(1);
@@ -201,9 +203,11 @@ impl Node {
             mailbox().map_err(|error| Fault::of("cannot make a mailbox", error))?;
         let snapshot = self.snapshot();
         let status = StatusHandle::new(&self.config, self.page);
-        let peer = self.listeners.peer.take();
         let admin = self.listeners.admin.try_clone();
         let admin = admin.map_err(|error| Fault::of("admin server", error))?;
+        let sinks = self.listeners.sinks(&self.config);
+        let sinks = sinks.map_err(|error| Fault::of("cannot make listeners", error))?;
+        let peer = self.listeners.peer.take();
         let role = RoleThread::start(Parts {
             config: Config::clone(&self.config),
             page: self.page,
@@ -213,6 +217,7 @@ impl Node {
             keeper: Arc::clone(&self.keeper),
             witness_key: self.key.derive(KEY_LABEL),
             peer: peer.map(|sockets| (sockets, self.key.derive("tandem guardians 1"))),
+            sinks,
             orders: orders.clone(),
             inbox,
             news: news.clone(),
@@ -241,7 +246,9 @@ impl Node {
             status,
             start_at: None,
             greeted: false,
-            resigned: false,
+            may_leave: false,
+            rested: false,
+            resigned: None,
             hurry: false,
             admin: Some(admin),
             _seat: self.seat,
@@ -301,8 +308,12 @@ struct Main {
     start_at: Option<Instant>,
     /// The user was told what is up.
     greeted: bool,
-    /// The node answers nothing any more.
-    resigned: bool,
+    /// The peer is in sync, or nobody waits for that any more.
+    may_leave: bool,
+    /// The engine owes nothing to the cache's clients.
+    rested: bool,
+    /// The node answers nothing any more; true: the other one does.
+    resigned: Option<bool>,
     /// A second signal: do not wait.
     hurry: bool,
     admin: Option<TcpListener>,
@@ -422,22 +433,29 @@ impl Main {
                 self.engines.handle_exited(generation, &how, killed);
             }
             News::Backend(event) => self.status.passive(event),
-            News::Resigned => {}
+            News::MayLeave | News::Rested | News::Resigned { .. } => {}
             News::Fatal(reason) => return Err(Fault::Runtime(reason)),
         }
         Ok(())
     }
 
-    /// Gives the role away, lets the engine close its sockets, removes what is on the host. A
-    /// second signal skips the waiting.
+    /// Waits for the peer to be in sync, gives the role away, lets the engine finish and close its
+    /// sockets, removes what is on the host. A second signal skips the waiting.
     async fn stop(&mut self) {
+        let patience = self.config.engine.stop_patience;
+        self.orders.send(Order::Leave(Instant::now() + patience));
+        self.settle(patience + RESIGN_TIME, |main| main.may_leave).await;
+        self.engines.rest();
+        self.settle(REST_TIME, |main| main.rested || main.engines.none_left()).await;
         self.orders.send(Order::Resign);
-        self.settle(RESIGN_TIME, |main| main.resigned).await;
-        let grace_ms = u32::try_from(GRACE.as_millis()).unwrap_or(0);
-        self.engines.stop(grace_ms);
-        // whoever waits to be accepted is reset, and connects to the other node
-        self.tell_keeper(&ToKeeper::Only { names: Vec::new() });
-        self.settle(GRACE + RESIGN_TIME, |main| main.engines.none_left()).await;
+        self.settle(RESIGN_TIME, |main| main.resigned.is_some()).await;
+        let handed_over = self.resigned == Some(true);
+        self.engines.stop(patience, handed_over);
+        if !handed_over {
+            // whoever waits to be accepted is reset, and connects to the other node
+            self.tell_keeper(&ToKeeper::Only { names: Vec::new() });
+        }
+        self.settle(patience + RESIGN_TIME, |main| main.engines.none_left()).await;
         self.engines.kill_all();
         self.hurry = false;
         self.settle(GRACE, |main| main.engines.none_left()).await;
@@ -451,7 +469,9 @@ impl Main {
             tokio::select! {
                 biased;
                 Some(news) = self.incoming.recv() => match news {
-                    News::Resigned => self.resigned = true,
+                    News::MayLeave => self.may_leave = true,
+                    News::Rested => self.rested = true,
+                    News::Resigned { handed_over } => self.resigned = Some(handed_over),
                     News::Exited { generation, how, killed } => {
                         self.engines.handle_exited(generation, &how, killed);
                     }

@@ -38,7 +38,7 @@ use crate::control::channel::ChannelError;
 use crate::control::keeper::{self, GuardianSide, LEASE, LISTENER, Lives, PAGE, ToKeeper};
 use crate::control::role::State;
 use crate::control::shared::{Liveness, Seat, SharedPage, monotonic_ns, run_realtime};
-use crate::control::{self, PARENT_VARIABLE, THIS_PROGRAM};
+use crate::control::{self, NAME, OWN_PROGRAM, PARENT_VARIABLE};
 use crate::telemetry;
 
 use verdict::{Record, Verdict, words};
@@ -125,8 +125,8 @@ fn arguments(ours: impl Iterator<Item = OsString>) -> Vec<OsString> {
 impl Keeper {
     fn start(&mut self) -> anyhow::Result<()> {
         let (ours, theirs) = keeper::pair().context("cannot make the guardian's socket")?;
-        let mut command = Command::new(THIS_PROGRAM);
-        command.arg0("tandem").args(&self.arguments).stdin(Stdio::from(theirs));
+        let mut command = Command::new(OWN_PROGRAM);
+        command.arg0(NAME).args(&self.arguments).stdin(Stdio::from(theirs));
         command.env(PARENT_VARIABLE, std::process::id().to_string());
         command.env_remove(manager::SOCKET_VARIABLE);
         // Ctrl-C in the terminal is the keeper's business.

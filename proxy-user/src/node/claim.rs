@@ -38,6 +38,12 @@ impl Epoch {
         self.0
     }
 
+    /// A reign of this side.
+    #[must_use]
+    pub const fn is_of(self, side: Side) -> bool {
+        self.0 & 1 == side.bit()
+    }
+
     /// `side`'s epoch of the next counter; `None` when there is none left: the pair's state files
     /// must be removed while both nodes are stopped.
     #[must_use]

@@ -191,7 +191,11 @@ pub enum ControlEvent {
 /// What an operator asks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Command {
-    /// Stop for good. A SYNCED peer is given the role. The node answers nothing from here on.
+    /// It will be stopped as soon as the peer is in sync ([`super::Node::awaits_replica`]): no time
+    /// to lose.
+    Leave,
+    /// Stop for good. A SYNCED peer is given the role, and HANDOVER is entered; else BOOT. The node
+    /// answers for nothing from here on.
     Stop,
 }
 
@@ -216,6 +220,18 @@ pub enum Target {
     /// The peer: take a full sync and the stream of this epoch from it, forward commands to it.
     /// Named again with another epoch: a new stream.
     Peer(Epoch),
+}
+
+/// What becomes of a TCP segment to an address that belongs to no connection of this node and
+/// begins none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Strays {
+    /// The kernel answers with a reset: whoever sent it learns that its connection is gone.
+    Refused,
+    /// It is dropped in silence: the sender's connection is with the other node.
+    Dropped,
+    /// It is passed on to the other node, which finishes what it has.
+    Relayed,
 }
 
 /// What a shell performs, in order.
@@ -248,6 +264,9 @@ pub enum Effect {
     SetLease(Lease),
     /// Answer (or not) for every VIP: XDP map, or address.
     Answer(bool),
+    /// What to do with segments of other nodes' connections, from here on; [`Strays::Refused`] at
+    /// first.
+    Strays(Strays),
     /// Send this VRRP advert, start or stop a burst of gratuitous ARP.
     Vrrp {
         /// Index of the instance, in the order in which they were given.

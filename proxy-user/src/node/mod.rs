@@ -33,12 +33,13 @@ mod silence;
 mod tests;
 
 use std::collections::VecDeque;
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 pub use claim::{Alone, Claim, Epoch, EpochTooLarge, Lineage};
 pub use effects::{
     Command, ControlEvent, Effect, EngineEvent, Event, Lease, Legacy, NodeConfig, PeerConfig,
-    SyncEvent, Target,
+    Strays, SyncEvent, Target,
 };
 pub use message::{
     Beat, BootId, Echo, MESSAGE_MAX, MessageError, Paths, PeerMessage, Session, Tell, Via,
@@ -89,6 +90,7 @@ pub struct Node {
     segments: Vec<Segment>,
     /// The addresses stand on this host.
     address: bool,
+    leaving: bool,
     stopping: bool,
     promotion: Option<Promotion>,
     /// Why FENCED was entered, if by silence.
@@ -125,6 +127,7 @@ pub struct Node {
     last_beat: Option<Beat>,
     lease: Lease,
     heard_said: bool,
+    strays: Strays,
     effects: VecDeque<Effect>,
 }
 
@@ -276,6 +279,7 @@ impl Node {
                 .map(|index| Segment::new(now, config.segments.get(index).copied().flatten()))
                 .collect(),
             address: vrrp.is_empty(),
+            leaving: false,
             stopping: false,
             promotion: None,
             fence: Fence::None,
@@ -302,6 +306,7 @@ impl Node {
             last_beat: None,
             lease: Lease::Expired,
             heard_said: false,
+            strays: Strays::Refused,
             effects: VecDeque::new(),
         }
     }
@@ -393,6 +398,13 @@ impl Node {
         self.generation
     }
 
+    /// It is master, and could hand over without a gap if it waited until the peer is in sync.
+    #[must_use]
+    pub fn awaits_replica(&self, now: Instant) -> bool {
+        let follows = self.peer(now).is_some_and(|beat| beat.state.is_follower());
+        self.state.is_master() && follows && !self.may_resign(now)
+    }
+
     /// The virtual routers, for their counters.
     #[must_use]
     pub fn vrrp(&self) -> &[vrrp::Instance] {
@@ -475,6 +487,26 @@ impl Node {
         self.finish(now);
     }
 
+    /// The interface of `instance` has another address of its own: adverts leave from it, the
+    /// peer's come from `peer`, and `path` is the peer's address on this segment.
+    pub fn handle_source(
+        &mut self,
+        now: Instant,
+        instance: usize,
+        source: IpAddr,
+        (peer, path): (Option<IpAddr>, Option<usize>),
+    ) {
+        self.wake(now);
+        if let Some(router) = self.vrrp.get_mut(instance) {
+            router.set_source(source);
+            router.set_peer(peer);
+        }
+        if let Some(segment) = self.segments.get_mut(instance) {
+            segment.path = path;
+        }
+        self.finish(now);
+    }
+
     /// A third host has answered our ARP request on the segment of `instance`.
     pub fn handle_life(&mut self, now: Instant, instance: usize) {
         self.wake(now);
@@ -553,6 +585,7 @@ impl Node {
     pub fn handle_command(&mut self, now: Instant, command: Command) {
         self.wake(now);
         match command {
+            Command::Leave => self.leaving = true,
             Command::Stop => self.stopping = true,
         }
         self.finish(now);

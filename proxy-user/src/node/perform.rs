@@ -36,6 +36,7 @@ impl Node {
         self.observe(now);
         self.persist_seen(now);
         self.probe(now);
+        self.steer_strays(now);
         self.register(now);
         self.remember(now);
         let tick = self.beat_due(now);
@@ -169,6 +170,7 @@ impl Node {
         self.push(Effect::SetRole { state: self.state, epoch: self.epoch });
         self.push(Effect::SetLease(Lease::Expired));
         self.lease = Lease::Expired;
+        self.steer_strays(now);
         self.push(Effect::Answer(false));
         for instance in &mut self.vrrp {
             instance.resign(now, cause == Cause::Operator);
@@ -177,9 +179,16 @@ impl Node {
         self.leave_address();
     }
 
+    fn steer_strays(&mut self, now: Instant) {
+        let strays = self.strays(now);
+        if std::mem::replace(&mut self.strays, strays) != strays {
+            self.push(Effect::Strays(strays));
+        }
+    }
+
     /// The addresses go last: the connections on them are closed first.
     fn leave_address(&mut self) {
-        if !self.vrrp.is_empty() {
+        if !self.vrrp.is_empty() && self.state != State::Handover {
             self.push(Effect::Address(false));
         }
     }
@@ -188,7 +197,7 @@ impl Node {
         self.push(Effect::SetRole { state: self.state, epoch: self.epoch });
     }
 
-    /// JOIN: follow the master that is heard.
+    /// JOIN, HANDOVER: follow the master that is heard.
     fn follow(&mut self) {
         let heard = self.peer.as_ref().and_then(Peer::view).map(|beat| beat.epoch);
         let epoch = heard.unwrap_or(self.epoch);
@@ -207,7 +216,10 @@ impl Node {
         match self.state {
             State::Join | State::Catchup | State::Synced => Target::Peer(self.epoch),
             State::Master | State::MasterSolo => Target::Here(self.epoch),
-            State::Boot | State::Fenced | State::Handover => Target::Nobody,
+            // until the next master is heard nothing can be forwarded, and no client is sent away
+            State::Handover if self.epoch.is_of(self.side) => Target::Here(self.epoch),
+            State::Handover => Target::Peer(self.epoch),
+            State::Boot | State::Fenced => Target::Nobody,
         }
     }
 
@@ -216,6 +228,7 @@ impl Node {
         self.seen = epoch;
         self.promotion = Some(Promotion { epoch, cause, stage: Stage::Persisting });
         self.push(Effect::Event(Event::Promoting { epoch, cause }));
+        self.steer_strays(now); // before the first packet comes here
         if !cause.is_proof() {
             self.damper.count(now);
             if let Some(at) = self.damper.until(now) {

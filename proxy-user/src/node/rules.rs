@@ -6,7 +6,9 @@
 
 use std::time::{Duration, Instant};
 
+use super::effects::Strays;
 use super::message::{Beat, BootId, Session, Tell};
+use super::peer::Peer;
 use super::role::{Cause, State};
 use super::segment::{Reach, Segment};
 use super::silence::{ASK_AGAIN, Ballot, Silence};
@@ -41,8 +43,10 @@ pub(super) enum Step {
 impl Node {
     /// The next step, `None` when there is nothing to do before the next input.
     pub(super) fn next_step(&self, now: Instant) -> Option<Step> {
-        if self.stopping && self.state != State::Boot {
-            return Some(Step::Change(State::Boot, Cause::Operator));
+        if self.stopping && !matches!(self.state, State::Boot | State::Handover) {
+            // only who is replaced at once has anywhere to send what comes for it
+            let to = if self.may_resign(now) { State::Handover } else { State::Boot };
+            return Some(Step::Change(to, Cause::Operator));
         }
         if let Some(step) = self.promotion_rule(now) {
             return Some(step);
@@ -62,7 +66,7 @@ impl Node {
                 step => step,
             },
             State::Fenced => self.fenced_rule(now),
-            State::Handover => None,
+            State::Handover => self.handover_rule(now),
         }
     }
 
@@ -136,7 +140,7 @@ impl Node {
 
     /// Since when this node could have heard its peer, and has not.
     fn quiet_since(&self) -> Instant {
-        let heard = self.peer.as_ref().and_then(super::Peer::heard_at);
+        let heard = self.peer.as_ref().and_then(Peer::heard_at);
         let carrier = self.segments.iter().map(Segment::carrier_at);
         carrier.chain(heard).chain([self.since]).max().unwrap_or(self.since)
     }
@@ -170,7 +174,8 @@ impl Node {
         // who hears us decides by the same two claims; who does not may be promoted alone, if able
         let agrees = peer.hears_us(now) || (!beat.able && waited);
         // a follower hears our BOOT: it takes over or comes to BOOT itself
-        let elects = matches!(beat.state, State::Boot | State::Fenced) && agrees;
+        let masterless = matches!(beat.state, State::Boot | State::Fenced | State::Handover);
+        let elects = masterless && agrees;
         let better = self.claim().beats(beat.claim);
         let wins = if beat.able { better && beat.state == State::Boot } else { better || waited };
         (elects && wins).then_some(Step::Promote(Cause::Elected))
@@ -309,7 +314,7 @@ impl Node {
             return Some(Step::Promote(Cause::EpochRaised));
         }
         // who cannot be reached has no time: the peer must be able to take over
-        let hurry = self.reach(now) == Reach::Lost;
+        let hurry = self.leaving || self.reach(now) == Reach::Lost;
         let held = !hurry && self.master.hold_until.is_some_and(|until| now < until);
         let ready = self.follower_ready(now).is_some() && self.lease_valid(now);
         let in_time = self.master.caught_up && !self.master.late;
@@ -403,6 +408,30 @@ impl Node {
         }
     }
 
+    /// HANDOVER: clients' commands go to whoever is master now.
+    fn handover_rule(&self, now: Instant) -> Option<Step> {
+        let beat = self.live_master(now)?;
+        (beat.epoch != self.epoch).then_some(Step::Follow)
+    }
+
+    /// What becomes of segments to the addresses that belong to no connection of this node.
+    pub(super) fn strays(&self, now: Instant) -> Strays {
+        if self.state == State::Handover {
+            return Strays::Dropped;
+        }
+        let reigns = self.state.is_master() || self.promotion.is_some();
+        let hands_over = |peer: &Peer| {
+            // a lost beat or two must not break what it still finishes
+            let heard = peer.heard_at().is_some_and(|at| now < at + peer.config().hung_time());
+            let view = peer.view().filter(|_| heard && !peer.closed_for_good());
+            view.is_some_and(|beat| beat.state == State::Handover)
+        };
+        match self.peer.as_ref().is_some_and(hands_over) {
+            true if reigns => Strays::Relayed,
+            _ => Strays::Refused,
+        }
+    }
+
     fn fenced_rule(&self, now: Instant) -> Option<Step> {
         if self.live_master(now).is_some() {
             return Some(Step::Change(State::Join, Cause::MasterHeard));
@@ -447,7 +476,7 @@ impl Node {
 
     /// Rule 2.
     pub(super) fn lease_valid(&self, now: Instant) -> bool {
-        let lease = self.peer.as_ref().and_then(super::peer::Peer::lease);
+        let lease = self.peer.as_ref().and_then(Peer::lease);
         lease.is_some_and(|until| now < until)
     }
 

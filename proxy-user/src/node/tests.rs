@@ -155,6 +155,7 @@ impl Bench {
                     vrrp::Output::StopGarp => self.log.push("stop garp".to_owned()),
                     _ => {}
                 },
+                Effect::Strays(strays) => self.log.push(format!("strays {strays:?}")),
                 Effect::Gate(gate) => self.log.push(format!("gate {gate}")),
                 Effect::SendBeat(beat) => self.beats.push(beat),
                 Effect::EngineTarget(target) => self.log.push(format!("{target:?}")),
@@ -961,5 +962,75 @@ fn commands() {
     bench.node.handle_command(bench.now, Command::Stop);
     bench.perform();
     let said = bench.beats.last().unwrap();
-    assert_eq!((said.state, said.tell), (State::Boot, Tell::InSync(BootId(2), Session(1))));
+    assert_eq!((said.state, said.tell), (State::Handover, Tell::InSync(BootId(2), Session(1))));
+    let log = bench.took();
+    assert!(!log.iter().any(|line| line.starts_with("address")), "{log:?}: it still answers there");
+    let own = bench.node.epoch();
+    assert_eq!(bench.node.target(), Target::Here(own), "nobody is sent away yet");
+    bench.hear(|beat| (beat.state, beat.epoch) = (State::MasterSolo, epoch(6)));
+    assert_eq!(
+        (bench.node.state(), bench.node.target()),
+        (State::Handover, Target::Peer(epoch(6)))
+    );
+    bench.up();
+    assert_eq!(bench.node.state(), State::Handover, "for good");
+}
+
+#[test]
+fn the_router_follows_its_interfaces_address() {
+    let mut bench = Bench::master();
+    let [source, peer] = [[10, 0, 1, 9], [10, 0, 1, 2]].map(std::net::IpAddr::from);
+    bench.node.handle_source(bench.now, 0, source, (Some(peer), Some(1)));
+    let config = bench.node.vrrp()[0].config();
+    assert_eq!((config.source, config.mode), (source, vrrp::Mode::Coupled { peer: Some(peer) }));
+    assert_eq!(bench.node.segments[0].path, Some(1));
+}
+
+/// A stop is not answered by a gap: the peer is let in at once, whatever was held against it.
+#[test]
+fn who_is_to_leave_waits_for_its_replica() {
+    let mut bench = Bench::single();
+    bench.up();
+    assert!(!bench.node.awaits_replica(bench.now), "nobody to wait for");
+    let mut bench = Bench::master();
+    assert!(!bench.node.awaits_replica(bench.now), "in sync");
+    bench.sync(SyncEvent::AckLate { epoch: epoch(3) });
+    bench.hear(|beat| {
+        (beat.state, beat.session, beat.ready) = (State::Catchup, Session(2), false);
+    });
+    assert_eq!(bench.node.state(), State::MasterSolo);
+    assert!(bench.node.awaits_replica(bench.now));
+    bench.sync(SyncEvent::CaughtUp { epoch: epoch(3) });
+    bench.hear(|beat| beat.ready = true);
+    assert_eq!(bench.node.state(), State::MasterSolo, "held for a second");
+    bench.node.handle_command(bench.now, Command::Leave);
+    bench.perform();
+    assert_eq!(bench.node.state(), State::Master);
+    assert!(bench.node.awaits_replica(bench.now), "it is not told yet");
+    let gate = bench.node.master.gate;
+    bench.sync(SyncEvent::Gated { gate });
+    bench.hear(|beat| beat.state = State::Synced);
+    assert!(!bench.node.awaits_replica(bench.now));
+    bench.node.handle_command(bench.now, Command::Stop);
+    assert_eq!(bench.node.state(), State::Handover);
+}
+
+/// What comes for another node's connection goes back to it from before the first packet comes here
+/// until it has ended.
+#[test]
+fn strays_go_to_who_hands_over() {
+    let mut bench = Bench::synced();
+    bench.took();
+    bench.hear(|beat| beat.state = State::Handover);
+    let log = bench.took();
+    let at = |what: &str| log.iter().position(|line| line.starts_with(what));
+    let relayed = at("strays Relayed").expect("relayed");
+    let here = at("address true").expect("the address");
+    assert!(relayed < here, "{log:?}");
+    bench.hear(|beat| beat.state = State::Boot);
+    assert!(bench.took().contains(&"strays Refused".to_owned()), "it has started anew");
+
+    let mut bench = Bench::synced();
+    bench.hear(|beat| beat.state = State::Boot);
+    assert!(!bench.took().iter().any(|line| line.starts_with("strays")), "its engine died");
 }

@@ -17,6 +17,7 @@ mod garp;
 mod monitor;
 mod netlink;
 mod route;
+mod segment_tap;
 mod sysctl;
 
 pub use address::{AddressEntry, AddressSpec, Lifetime, VipAddress};
@@ -27,6 +28,7 @@ pub use garp::FrameSender;
 pub use monitor::{Monitor, MonitorEvent};
 pub use netlink::{Interface, Netlink};
 pub use route::RtoMinRoute;
+pub use segment_tap::{HEADER, SegmentTap};
 pub use sysctl::{ConfKey, Sysctls};
 
 #[cfg(test)]

@@ -242,8 +242,11 @@ impl Checker<'_> {
         );
         let key = "[engine] stall_kill";
         let stall_kill = self.time(&raw.stall_kill, key, unset.stall_kill, 100 * MS..=60 * SECOND);
+        let key = "[engine] stop_patience";
+        let patience = Duration::ZERO..=60 * SECOND;
+        let stop_patience = self.time(&raw.stop_patience, key, unset.stop_patience, patience);
         let user = raw.user.as_ref().and_then(|at| self.user(at)).unwrap_or(unset.user);
-        Engine { workers: (workers > 0).then_some(workers), io, stall_kill, user }
+        Engine { workers: (workers > 0).then_some(workers), io, stall_kill, stop_patience, user }
     }
 
     /// A user's name or number. Root is refused: who reads strangers' bytes never is.

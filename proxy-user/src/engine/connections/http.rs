@@ -351,6 +351,11 @@ impl Http {
         }
     }
 
+    /// A request is under way.
+    pub(super) fn is_busy(&self) -> bool {
+        !self.exchange.is_idle()
+    }
+
     /// Whether the answer under way is large.
     pub(super) fn answers_in_bulk(&self) -> bool {
         self.exchange.answers_in_bulk()
@@ -363,6 +368,9 @@ impl Protocol for Http {
             Some(peer) => {
                 self.client = peer.ip().to_canonical();
                 self.exchange.set_client(self.client);
+                if ctx.core.resting {
+                    self.exchange.handle_stop(ctx.now());
+                }
                 self.settle(ctx);
             }
             None => ctx.close(Close::Now),
@@ -415,7 +423,6 @@ impl Protocol for Http {
     fn on_stop(&mut self, ctx: &mut Ctx<'_>) {
         self.drive(ctx, |exchange, now, _ways| exchange.handle_stop(now));
     }
-
     fn on_close(&mut self, _reason: &Closed, ctx: &mut Ctx<'_>) {
         self.drive(ctx, |exchange, now, _ways| exchange.handle_client_closed(now));
     }

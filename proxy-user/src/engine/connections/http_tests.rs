@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use super::*;
 use crate::config;
 use crate::engine::driver::{Driver, DriverOptions, IoMode};
-use crate::engine::worker::{Events, Mail, Worker};
+use crate::engine::worker::{Events, Mail, Stop, Worker};
 use crate::http::Reason;
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -202,9 +202,7 @@ impl Balancer {
 
 impl Drop for Balancer {
     fn drop(&mut self) {
-        for mailbox in &self.shared.mailboxes {
-            mailbox.post(Mail::Stop(Instant::now() + Duration::from_secs(2)));
-        }
+        self.shared.post(|| Mail::Stop(Stop::within(Duration::from_secs(2), false)));
         for thread in self.threads.drain(..) {
             let ended = thread.join();
             assert!(ended.is_ok() || std::thread::panicking(), "a worker panicked");

@@ -177,6 +177,8 @@ pub(crate) struct Local {
     maintained: Option<Instant>,
     /// Changes made by this worker's clients, as last reported.
     writes: u64,
+    /// Clients that the stop waits for.
+    finishing: usize,
 }
 
 impl Local {
@@ -185,6 +187,11 @@ impl Local {
         let waits = !self.waiting.is_empty() || self.held_elsewhere.is_some();
         let look = waits.then(|| now + LOOK_AGAIN);
         [maintain, look].into_iter().flatten().min()
+    }
+
+    /// Whoever was there when the engine began to stop has had what it asked for.
+    pub(crate) const fn is_rested(&self) -> bool {
+        self.finishing == 0
     }
 
     /// Has a client called when there is a new way to the master.
@@ -233,6 +240,12 @@ pub struct Memcached {
     waiting: bool,
     paused: bool,
     eof: bool,
+    /// The engine stops: closed as soon as nothing is owed.
+    leaving: bool,
+    /// The stop waits for it.
+    finishing: bool,
+    /// It came between the engine's rest and the end of its role: not read before that.
+    early: bool,
 }
 
 impl Memcached {
@@ -244,7 +257,25 @@ impl Memcached {
             waiting: false,
             paused: false,
             eof: false,
+            leaving: core.resting,
+            finishing: false,
+            early: false,
         }))
+    }
+
+    /// Something is owed to it.
+    pub(crate) fn is_busy(&self) -> bool {
+        match &self.mode {
+            Mode::Here(session) => !session.is_at_rest() || session.unsent() > 0,
+            Mode::Away(away) => !away.is_idle(),
+        }
+    }
+
+    /// Closes it, if it is to go and nothing is owed to it.
+    fn leave(&self, ctx: &mut Ctx<'_>) {
+        if self.leaving && !self.is_busy() {
+            ctx.close(Close::Flush);
+        }
     }
 
     /// Takes input, and goes over to where it is to be executed if that has changed. A client that
@@ -315,6 +346,10 @@ impl Memcached {
             self.waiting = true;
             ctx.core.locals.memcached.waiting.push(ctx.key);
         }
+        if self.leaving && session.is_at_rest() && session.unsent() == 0 {
+            ctx.close(Close::Flush);
+            return;
+        }
         let pause = !session.wants_read();
         if pause != self.paused {
             self.paused = pause;
@@ -326,6 +361,9 @@ impl Memcached {
     fn look(&mut self, ctx: &mut Ctx<'_>) -> Option<Instant> {
         self.waiting = false;
         let serves = self.shared.page.role().state.is_master();
+        if !serves && std::mem::take(&mut self.early) {
+            ctx.resume();
+        }
         match &self.mode {
             Mode::Here(session) if !serves && session.is_at_rest() => return None,
             Mode::Here(session) if !serves && session.unsent() == 0 => {
@@ -354,10 +392,18 @@ impl Memcached {
                 ctx.close(Close::Flush);
             }
         }
+        self.leave(ctx);
     }
 }
 
 impl Protocol for Memcached {
+    fn on_open(&mut self, ctx: &mut Ctx<'_>) {
+        if self.leaving && self.shared.page.role().state.is_master() {
+            self.early = true;
+            ctx.pause();
+        }
+    }
+
     fn on_data(&mut self, bytes: &[u8], ctx: &mut Ctx<'_>) {
         self.feed(bytes, ctx);
     }
@@ -387,7 +433,17 @@ impl Protocol for Memcached {
         }
     }
 
+    fn on_stop(&mut self, ctx: &mut Ctx<'_>) {
+        self.leaving = true;
+        self.finishing = true;
+        ctx.core.locals.memcached.finishing += 1;
+        self.leave(ctx);
+    }
+
     fn on_close(&mut self, _reason: &super::Closed, ctx: &mut Ctx<'_>) {
+        if std::mem::take(&mut self.finishing) {
+            ctx.core.locals.memcached.finishing -= 1;
+        }
         if let Mode::Away(away) = &mut self.mode {
             away.leave(ctx);
         }

@@ -144,6 +144,21 @@ impl Kind {
             Self::Other(protocol) => protocol.as_mut(),
         }
     }
+
+    /// A stop waits for this one.
+    pub(crate) fn is_busy(&self) -> bool {
+        match self {
+            Self::Memcached(client) => client.is_busy(),
+            Self::Http(client) => client.is_busy(),
+            Self::Upstream(_) | Self::Outgoing(_) | Self::Incoming(_) => false,
+            Self::Other(_) => true,
+        }
+    }
+
+    /// A stream between the engines.
+    pub(crate) const fn is_link(&self) -> bool {
+        matches!(self, Self::Outgoing(_) | Self::Incoming(_))
+    }
 }
 
 /// What protocols keep per worker (idle upstream connections, waiting sessions): one field each.

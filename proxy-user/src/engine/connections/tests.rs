@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use super::*;
 use crate::engine::driver::{Driver, DriverOptions, IoMode};
-use crate::engine::worker::{Mail, Worker};
+use crate::engine::worker::{Mail, Stop, Worker};
 
 /// Answers every byte with itself.
 #[derive(Debug)]
@@ -112,7 +112,7 @@ struct Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        self.shared.mailboxes[0].post(Mail::Stop(Instant::now() + Duration::from_secs(2)));
+        self.shared.mailboxes[0].post(Mail::Stop(Stop::within(Duration::from_secs(2), false)));
         let left = self.thread.take().unwrap().join();
         if !std::thread::panicking() {
             assert_eq!(left.unwrap(), 0, "connections still counted after the end");

@@ -11,6 +11,7 @@ use socket2::{Domain, SockRef, Socket, TcpKeepalive, Type};
 
 use super::flow::FLUSH_TIMEOUT;
 use super::shared::Shared;
+use super::stop::Stop;
 use crate::control::counters::Counter;
 use crate::control::shared::WorkerPage;
 use crate::engine::connections::outbox::{Outbox, Spares};
@@ -66,6 +67,8 @@ pub(crate) struct Slot {
     pub(super) dirty: bool,
     pub(super) ending: bool,
     pub(super) client: bool,
+    /// It came after the address had gone: no stop waits for it.
+    pub(super) late: bool,
     pub(super) deadline: Deadline,
     pub(super) layer: Option<Box<dyn Layer>>,
     /// Bytes of the layer's own, to be sent.
@@ -90,6 +93,7 @@ impl Slot {
             dirty: false,
             ending: false,
             client: false,
+            late: false,
             deadline: Deadline::default(),
             layer: None,
             wire: Vec::new(),
@@ -124,7 +128,11 @@ pub struct Core {
     pub(super) ending: Vec<(Key, Closed)>,
     pub(super) listeners: Vec<Key>,
     pub(super) accepting: bool,
-    pub(super) stopping: Option<Instant>,
+    /// Nothing that is begun now lasts longer than what it begins with.
+    pub(crate) resting: bool,
+    /// It was said that the cache's clients have their answers.
+    pub(super) rested: bool,
+    pub(super) stopping: Option<Stop>,
     pub(super) sweeping: Option<Instant>,
     pub(super) plain: Vec<u8>,
 }
@@ -150,6 +158,8 @@ impl Core {
             ending: Vec::new(),
             listeners: Vec::new(),
             accepting: true,
+            resting: false,
+            rested: false,
             stopping: None,
             sweeping: None,
             plain: Vec::new(),
@@ -340,7 +350,7 @@ impl Core {
         let Some(service) = self.slot(listener).and_then(|slot| slot.listener.clone()) else {
             return;
         };
-        if self.stopping.is_some() || total >= self.shared.connections_max {
+        if total >= self.shared.connections_max {
             self.page.add(Counter::ConnectionsRefused, 1);
             self.admit(false);
             return;
@@ -357,6 +367,7 @@ impl Core {
         self.shared.connections.fetch_add(1, Ordering::Relaxed);
         let mut slot = Slot::new(key, Stage::Open);
         slot.client = true;
+        slot.late = self.is_late();
         slot.layer = layer;
         self.insert(slot, Some(kind));
         self.opened(key, |protocol, ctx| protocol.on_open(ctx));
@@ -432,14 +443,6 @@ impl Core {
     pub fn unlisten(&mut self) {
         for key in std::mem::take(&mut self.listeners) {
             self.end(key, Closed::Local);
-        }
-    }
-
-    pub(super) fn stop(&mut self, until: Instant) {
-        self.unlisten();
-        self.stopping = Some(until);
-        for key in self.keys() {
-            self.call(key, |protocol, ctx| protocol.on_stop(ctx));
         }
     }
 

@@ -4,12 +4,12 @@
 use std::fmt;
 use std::os::fd::OwnedFd;
 use std::sync::OnceLock;
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::time::Instant;
 
 use parking_lot::Mutex;
 
-use super::Core;
+use super::{Core, Stop};
 use crate::control::message::{ServerState, Snapshot, ToGuardian};
 use crate::control::shared::SharedPage;
 use crate::engine::connections::Service;
@@ -61,6 +61,10 @@ pub struct Shared {
     pub events: Events,
     /// The HTTP balancer: upstreams, settings, log.
     pub http: Balancer,
+    /// Per worker: something is under way there, while it stops.
+    pub(super) busy: Vec<AtomicBool>,
+    /// Workers with commands of the cache's clients to be finished, before the role goes.
+    pub(super) unrested: AtomicUsize,
 }
 
 impl Shared {
@@ -81,6 +85,8 @@ impl Shared {
             connections_max,
             connections: AtomicUsize::new(0),
             mailboxes: (0..workers).map(|_| Mailbox::default()).collect(),
+            busy: (0..workers).map(|_| AtomicBool::new(true)).collect(),
+            unrested: AtomicUsize::new(workers),
             cache,
             streams: Streams::default(),
             events,
@@ -91,6 +97,13 @@ impl Shared {
     /// Active checks have a new view of the servers.
     pub fn set_backends(&self, states: &[Vec<ServerState>]) {
         self.http.set_backends(states);
+    }
+
+    /// The same to every worker.
+    pub fn post(&self, mail: impl Fn() -> Mail) {
+        for mailbox in &self.mailboxes {
+            mailbox.post(mail());
+        }
     }
 
     /// Has every worker make a turn.
@@ -107,8 +120,10 @@ pub enum Mail {
     Listen(OwnedFd, Service),
     /// Until then, look for waiting connections on all listeners each millisecond; `None`: no more.
     SweepUntil(Option<Instant>),
-    /// Stop: no more new connections; until this time the present ones may finish.
-    Stop(Instant),
+    /// Finish what was received and close what is idle; see [`super::stop`].
+    Rest,
+    /// The same, and then end.
+    Stop(Stop),
     /// Close all listeners at once.
     Unlisten,
     /// Do this in the worker.
@@ -120,6 +135,7 @@ impl fmt::Debug for Mail {
         f.write_str(match self {
             Self::Listen(..) => "Listen",
             Self::SweepUntil(_) => "SweepUntil",
+            Self::Rest => "Rest",
             Self::Stop(_) => "Stop",
             Self::Unlisten => "Unlisten",
             Self::Task(_) => "Task",

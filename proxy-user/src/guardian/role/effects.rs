@@ -6,7 +6,7 @@ use super::super::legacy::Record;
 use super::Role;
 use crate::control::counters::Counter;
 use crate::control::message::{SyncCommand, ToEngine};
-use crate::node::{Answer, Effect, Lease, Legacy, PeerMessage};
+use crate::node::{Answer, Effect, Lease, Legacy, PeerMessage, Strays};
 
 impl Role {
     /// Until the node wants nothing more.
@@ -46,6 +46,12 @@ impl Role {
                 Effect::Answer(on) => {
                     self.segments.answer(on);
                     self.status.answering(on);
+                }
+                Effect::Strays(strays) => {
+                    if let Some(sinks) = &mut self.sinks {
+                        sinks.drop_strays(strays != Strays::Refused);
+                    }
+                    self.segments.strays(strays);
                 }
                 Effect::Vrrp { instance, output } => self.vrrp(now, instance, &output),
                 Effect::Gate(gate) => self.tell(&ToEngine::Sync(SyncCommand::Gate { gate })),

@@ -23,9 +23,9 @@ use super::fault::Fault;
 use super::legacy::LegacyFile;
 use super::mailbox::{Inbox, News, NewsSender, Order, Orders};
 use super::peer::{Input, Introduction, PeerLink};
-use super::start::PeerSockets;
+use super::start::{PeerSockets, Sinks};
 use super::status::{RefusedAdverts, StatusHandle, WitnessFacts};
-use super::steering::{Carrier, Report, Segments, Sign};
+use super::steering::{Carrier, Report, Segments, Sign, Source};
 use super::witness::{Asker, WitnessThread};
 use crate::config::{Config, Pair, Side};
 use crate::control::channel::{ChannelError, GuardianEnd};
@@ -33,7 +33,9 @@ use crate::control::counters::Counter;
 use crate::control::keeper::{KeeperEnd, LEASE, ToKeeper};
 use crate::control::message::{Hello, Secret, ToGuardian};
 use crate::control::shared::{SharedPage, monotonic_ns, run_realtime};
-use crate::node::{BootId, Command, EngineEvent, Epoch, Node, NodeConfig, PeerConfig, Target};
+use crate::node::{
+    BootId, Command, EngineEvent, Epoch, Node, NodeConfig, PeerConfig, State, Target,
+};
 
 use disk::Disk;
 
@@ -61,6 +63,8 @@ pub(super) struct Parts {
     pub(super) peer: Option<(PeerSockets, Secret<32>)>,
     /// Derived from the pair's, for the witness.
     pub(super) witness_key: Secret<32>,
+    /// Of the clients' listeners, with a peer.
+    pub(super) sinks: Option<Sinks>,
     pub(super) orders: Orders,
     pub(super) inbox: Inbox,
     pub(super) news: NewsSender,
@@ -122,6 +126,7 @@ struct Role {
     legacy: LegacyFile,
     /// Answers that the page had counted when the guardian before this one wrote its legacy.
     counted: u64,
+    sinks: Option<Sinks>,
     witness: Option<WitnessThread>,
     /// What it said last, for the status page.
     witness_facts: WitnessFacts,
@@ -134,6 +139,8 @@ struct Role {
     status: StatusHandle,
     status_at: Instant,
     refused: RefusedAdverts,
+    /// The node waits to be stopped, until then.
+    leaving: Option<Instant>,
     resigning: bool,
     done: bool,
     /// Per address: probes sent, and answers of third hosts.
@@ -154,8 +161,8 @@ impl std::fmt::Debug for Role {
 
 impl Role {
     fn new(parts: Parts) -> Result<Self, Fault> {
-        let Parts { config, page, epoch_file, folder, peer, orders, inbox, news, status, .. } =
-            parts;
+        let Parts { config, page, epoch_file, folder, peer, .. } = parts;
+        let Parts { sinks, orders, inbox, news, status, .. } = parts;
         let record = parts.legacy.read();
         // The page's clock first: a lease computed from the pair is never too long.
         let clock = (monotonic_ns(), Instant::now());
@@ -199,6 +206,7 @@ impl Role {
             legacy: parts.legacy,
             // of another page it says nothing
             counted: record.map_or(0, |record| record.counted).min(page.sum(Counter::AnswersAlone)),
+            sinks,
             witness,
             witness_facts,
             inbox,
@@ -209,6 +217,7 @@ impl Role {
             status,
             status_at: now,
             refused: RefusedAdverts::default(),
+            leaving: None,
             resigning: false,
             done: false,
             asked: vec![(0, 0); config.vips.len()],
@@ -250,9 +259,16 @@ impl Role {
             self.perform(now);
         }
         self.segments.tick(now);
+        if self.leaving.take_if(|at| *at <= now || !self.node.awaits_replica(now)).is_some() {
+            drop(self.news.send(News::MayLeave));
+        }
         if self.resigning && !self.node.state().is_master() {
             self.resigning = false;
-            drop(self.news.send(News::Resigned));
+            let handed_over = self.node.state() == State::Handover;
+            if !handed_over {
+                self.sinks = None; // the listeners are closed
+            }
+            drop(self.news.send(News::Resigned { handed_over }));
         }
         if now >= self.status_at {
             self.publish(now);
@@ -298,6 +314,10 @@ impl Role {
                 }
                 Order::Witness(answer) => self.node.handle_witness(now, answer),
                 Order::Steering(report) => self.take_report(now, report),
+                Order::Leave(latest) => {
+                    self.leaving = Some(latest);
+                    self.node.handle_command(now, Command::Leave);
+                }
                 Order::Resign => {
                     self.resigning = true;
                     self.node.handle_command(now, Command::Stop);
@@ -362,6 +382,7 @@ impl Role {
                 self.node.handle_engine(now, EngineEvent::Sync(event));
             }
             ToGuardian::Backend(event) => drop(self.news.send(News::Backend(event))),
+            ToGuardian::Rested => drop(self.news.send(News::Rested)),
             ToGuardian::Stopped => {}
         }
         self.perform(now);
@@ -409,11 +430,14 @@ impl Role {
 
     /// What the netlink thread did, or saw.
     fn take_report(&mut self, now: Instant, report: Report) {
-        let mut changes = Vec::new();
-        if self.segments.report(now, report, &mut changes) {
+        let changes = self.segments.report(now, report);
+        if changes.present {
             self.node.handle_address(now, true);
         }
-        self.carriers(&changes);
+        if let Some(Source { instance, source, peer }) = changes.source {
+            self.node.handle_source(now, instance, source, peer);
+        }
+        self.carriers(&changes.carriers);
     }
 
     fn carriers(&mut self, changes: &[Carrier]) {

@@ -8,7 +8,7 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -16,6 +16,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use super::super::fault::Fault;
 use super::kept;
+use super::strays::Sinks;
 use crate::config::Config;
 use crate::control::channel::DESCRIPTORS_MAX;
 use crate::control::descriptors::{Rank, rank};
@@ -72,16 +73,19 @@ impl Listeners {
             if kept.keys().any(|one| one.address == *address) {
                 continue;
             }
-            let probe = probe(*address, until);
+            let probe = probe(*address, is_virtual(config, *address), until);
             probe.map_err(|error| refused(key, *address, *service == Service::Link, &error))?;
         }
         let admin = config.admin.listen;
-        let admin = patient(admin, until, || plain(admin))
+        let free = is_virtual(config, admin);
+        let admin = patient(admin, until, || plain(admin, free))
             .map_err(|error| refused("[admin] listen", admin, false, &error))?;
         let peer = peer_sockets(config, until)?;
         let mut all = Self { sockets: Vec::new(), listeners: Vec::new(), admin, peer };
         for one in descriptions(&wanted, workers) {
-            let socket = kept.remove(&one).map_or_else(|| shared(one.address), Ok);
+            let socket = kept
+                .remove(&one)
+                .map_or_else(|| shared(one.address, is_virtual(config, one.address)), Ok);
             let key = wanted.iter().find(|(_, _, address)| *address == one.address);
             let key = key.map_or("listen", |(_, key, _)| key);
             all.sockets.push(socket.map_err(|error| refused(key, one.address, false, &error))?);
@@ -103,6 +107,19 @@ impl Listeners {
     /// Under which names they are kept for the next guardian.
     pub(in crate::guardian) fn names(&self) -> impl Iterator<Item = (String, BorrowedFd<'_>)> {
         self.listeners.iter().map(kept::listener).zip(self.fds())
+    }
+
+    /// The groups of clients' listeners, with a peer: their own descriptors of the same sockets.
+    pub(in crate::guardian) fn sinks(&self, config: &Config) -> io::Result<Option<Sinks>> {
+        if self.peer.is_none() || config.vips.is_empty() {
+            return Ok(None);
+        }
+        let first = self.listeners.iter().zip(&self.sockets).filter(|(one, _)| one.worker == 0);
+        let clients = first.filter(|(one, _)| one.service != Service::Link);
+        let clients = clients.map(|(one, socket)| (one.address, socket));
+        let members = self.listeners.iter().map(|one| u32::from(one.worker) + 1).max();
+        let vips = config.vips.iter().map(|vip| vip.address).collect();
+        Sinks::new(vips, clients, members.unwrap_or(0)).map(Some)
     }
 
     /// Lets the services' sockets go: once the engine has closed its own, clients that wait to be
@@ -148,6 +165,12 @@ fn wanted(config: &Config) -> Vec<(Service, String, SocketAddr)> {
     wanted
 }
 
+/// Whether it is one of the addresses that come and go with the role. Any other that this host does
+/// not have is a mistake.
+fn is_virtual(config: &Config, address: SocketAddr) -> bool {
+    config.vips.iter().any(|vip| IpAddr::V4(vip.address) == address.ip())
+}
+
 /// The engines' port: the next one.
 pub(in crate::guardian) fn next_port(mut address: SocketAddr) -> SocketAddr {
     address.set_port(address.port().saturating_add(1));
@@ -159,7 +182,7 @@ fn peer_sockets(config: &Config, until: Instant) -> Result<Option<PeerSockets>, 
     let (mut tcp, mut udp) = (Vec::new(), Vec::new());
     for &address in &pair.listen {
         let fault = |error: io::Error| refused("[node] listen", address, true, &error);
-        let listener = patient(address, until, || plain(address)).map_err(fault)?;
+        let listener = patient(address, until, || plain(address, false)).map_err(fault)?;
         listener.set_nonblocking(true).map_err(fault)?;
         // the peer takes a refused connection for the proof of our death
         let listener = rank(listener.into(), Rank::Listener).map_err(fault)?;
@@ -171,9 +194,9 @@ fn peer_sockets(config: &Config, until: Instant) -> Result<Option<PeerSockets>, 
 }
 
 /// Whether an ordinary bind works, that is, nobody else has the port.
-fn probe(address: SocketAddr, until: Instant) -> io::Result<()> {
+fn probe(address: SocketAddr, free: bool, until: Instant) -> io::Result<()> {
     patient(address, until, || {
-        let socket = socket(address, Type::STREAM, Protocol::TCP)?;
+        let socket = stream(address, free)?;
         socket.set_reuse_address(true)?;
         socket.bind(&address.into())
     })
@@ -204,8 +227,17 @@ fn socket(address: SocketAddr, kind: Type, protocol: Protocol) -> io::Result<Soc
     Ok(socket)
 }
 
-fn plain(address: SocketAddr) -> io::Result<TcpListener> {
+/// `free`: the address need not stand on this host yet.
+fn stream(address: SocketAddr, free: bool) -> io::Result<Socket> {
     let socket = socket(address, Type::STREAM, Protocol::TCP)?;
+    if free {
+        socket.set_freebind_v4(true)?;
+    }
+    Ok(socket)
+}
+
+fn plain(address: SocketAddr, free: bool) -> io::Result<TcpListener> {
+    let socket = stream(address, free)?;
     socket.set_reuse_address(true)?;
     socket.bind(&address.into())?;
     socket.listen(1024)?;
@@ -219,13 +251,19 @@ fn datagram(address: SocketAddr) -> io::Result<UdpSocket> {
     Ok(socket.into())
 }
 
-/// One worker's listener. TCP_NODELAY is inherited by what it accepts.
-fn shared(address: SocketAddr) -> io::Result<OwnedFd> {
-    let socket = socket(address, Type::STREAM, Protocol::TCP)?;
+/// A member of the group that listens on this address; it does not listen yet.
+pub(super) fn bound(address: SocketAddr, free: bool) -> io::Result<Socket> {
+    let socket = stream(address, free)?;
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(true)?;
-    socket.set_tcp_nodelay(true)?;
     socket.bind(&address.into())?;
+    Ok(socket)
+}
+
+/// One worker's listener. TCP_NODELAY is inherited by what it accepts.
+fn shared(address: SocketAddr, free: bool) -> io::Result<OwnedFd> {
+    let socket = bound(address, free)?;
+    socket.set_tcp_nodelay(true)?;
     socket.listen(BACKLOG)?;
     socket.set_nonblocking(true)?;
     Ok(socket.into())

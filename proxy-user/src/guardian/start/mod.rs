@@ -6,6 +6,7 @@ mod kept;
 mod key;
 mod listeners;
 mod preflight;
+mod strays;
 #[cfg(test)]
 mod tests;
 
@@ -20,6 +21,7 @@ pub(super) use kept::{CONFIG, LEGACY, LOCK, OWN_KEY, PAIR_KEY, STORE, memory};
 pub(super) use key::{PairKey, keygen};
 pub(super) use listeners::{Listeners, PeerSockets, next_port};
 pub(super) use preflight::{Lock, host, lock};
+pub(super) use strays::Sinks;
 
 /// Reads a configuration file.
 pub(super) fn load(file: &Path) -> Result<Config, Fault> {

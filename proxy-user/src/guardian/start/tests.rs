@@ -75,6 +75,29 @@ fn a_port_in_use_is_named() {
     assert!(refused.contains("[cache] listen"), "{refused}");
 }
 
+/// A virtual address is not here yet; any other that is not here is a mistake.
+#[test]
+fn a_virtual_address_may_be_listened_on_before_it_comes() {
+    let port = free().port();
+    let config = |listen: &str| {
+        let admin = free();
+        let text = format!(
+            "[cache]\nlisten = \"{listen}:{port}\"\n[admin]\nlisten = \"{admin}\"\n\
+             [node]\nname = \"a\"\n\
+             [[vip]]\naddress = \"203.0.113.77/24\"\ninterface = \"lo\"\nvrid = 1\n"
+        );
+        config::parse(&text, "t.toml").unwrap()
+    };
+    let listeners =
+        Listeners::create(&config("203.0.113.77"), 2, &mut Inherited::default()).unwrap();
+    assert_eq!(listeners.fds().count(), 2);
+    let refused = Listeners::create(&config("203.0.113.78"), 2, &mut Inherited::default())
+        .unwrap_err()
+        .to_string();
+    let named = refused.contains("203.0.113.78") && refused.contains("[cache] listen");
+    assert!(named && refused.contains("does not have that address"), "{refused}");
+}
+
 #[test]
 fn command_line_wins() {
     let mut config = config(free(), free());

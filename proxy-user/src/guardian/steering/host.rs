@@ -48,6 +48,8 @@ const RTO_MIN: Duration = Duration::from_millis(5);
 pub(super) enum Wish {
     /// The addresses on this host, or off it. Presence is reported with this number.
     Address { on: bool, number: u64 },
+    /// The addresses are the other node's; they stay on `lo` for the connections that are left.
+    Linger,
     /// Somebody took an address off: put back what is wanted.
     Renew,
     /// Interfaces have changed.
@@ -232,6 +234,7 @@ impl Host {
             let due = due.flatten().min().unwrap_or(self.renew_at);
             match inbox.recv_timeout(due.saturating_duration_since(Instant::now())) {
                 Ok(Wish::Address { on, number }) => self.address(on, number),
+                Ok(Wish::Linger) => self.linger(),
                 Ok(Wish::Renew) => self.renew(),
                 Ok(Wish::Look) => {
                     self.look();
@@ -295,6 +298,15 @@ impl Host {
             // there the kernel answers for it as long as it stands
             Home::Interface => self.leave(),
         }
+    }
+
+    /// For good: the node ends.
+    fn linger(&mut self) {
+        match self.netlink.interface("lo") {
+            Ok(lo) => self.home = Home::Loopback(lo.index),
+            Err(error) => tracing::warn!(%error, "requests under way may break"),
+        }
+        self.present();
     }
 
     fn leave(&mut self) {

@@ -132,11 +132,19 @@ impl Prober {
         }
     }
 
-    /// A host that somebody else heard (the XDP program) at `seen`.
+    /// A host that somebody else heard (the XDP program, the kernel) at `seen`.
     pub(super) fn note(&mut self, now: Instant, seen: Instant, address: Ipv4Addr, mac: Mac) {
+        if self.peers.contains(&address) {
+            self.peer_mac = Some(mac);
+        }
         if now.saturating_duration_since(seen) < KNOWN {
             self.meet(seen, address, Some(mac));
         }
+    }
+
+    /// The peer's Ethernet address on this segment, as last heard.
+    pub(super) const fn peer_mac(&self) -> Option<Mac> {
+        self.peer_mac
     }
 
     /// What this packet says.

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use vrrp::arp::{GarpBurst, arp_request};
-use vrrp::io::{Monitor, MonitorEvent};
+use vrrp::io::{Monitor, MonitorEvent, SegmentTap};
 use vrrp::{AdvertInterval, InstanceConfig, Mode as VrrpMode, Priority, Vrid};
 
 use super::super::fault::Fault;
@@ -17,9 +17,11 @@ use super::super::status::StatusHandle;
 use super::host::{Host, HostThread, Report, Wish};
 use super::port::Port;
 use super::probes::{Ask, Prober, Sign};
+use super::relay::Relay;
 use super::xdp::{self, XdpHooks, XdpMaps};
 use super::{Counters, Mode, Steering, monotonic_ns};
 use crate::config::{Config, Vip, XdpMode};
+use crate::node::Strays;
 
 /// The program answers nothing when this thread has not run for so long, whatever its lease says:
 /// without a peer a lease has no end.
@@ -40,6 +42,10 @@ struct Segment {
     prober: Prober,
     burst: GarpBurst,
     carrier: bool,
+    /// Adverts and questions leave from here.
+    source: Ipv4Addr,
+    /// Runs while the other node finishes its connections.
+    relay: Option<Relay>,
 }
 
 /// Everything this node does on its segments.
@@ -55,6 +61,8 @@ pub(in crate::guardian) struct Segments {
     wished: (u64, bool),
     looking: Looking,
     askers_at: Instant,
+    /// The peer's addresses, in the order of the configuration.
+    peers: Vec<IpAddr>,
 }
 
 /// One look of the netlink thread at a time.
@@ -73,6 +81,26 @@ pub(in crate::guardian) struct SegmentEvent {
     pub(in crate::guardian) instance: usize,
     /// What.
     pub(in crate::guardian) sign: Sign,
+}
+
+/// An interface has another address of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::guardian) struct Source {
+    /// Index of the virtual router.
+    pub(in crate::guardian) instance: usize,
+    /// The new one.
+    pub(in crate::guardian) source: IpAddr,
+    /// The peer's address in the same network, and its index among the peer's addresses.
+    pub(in crate::guardian) peer: (Option<IpAddr>, Option<usize>),
+}
+
+/// What a report of the netlink thread comes to.
+#[derive(Debug, Default)]
+pub(in crate::guardian) struct Changes {
+    /// The addresses stand here, as last wished.
+    pub(in crate::guardian) present: bool,
+    pub(in crate::guardian) carriers: Vec<Carrier>,
+    pub(in crate::guardian) source: Option<Source>,
 }
 
 /// What the link monitor says.
@@ -110,6 +138,13 @@ impl Segments {
             wished: (0, false),
             looking: Looking::No,
             askers_at: now,
+            peers: config
+                .node
+                .pair
+                .iter()
+                .flat_map(|pair| &pair.peers)
+                .map(|one| one.ip())
+                .collect(),
         };
         if config.vips.is_empty() {
             return Ok((all, Vec::new()));
@@ -128,6 +163,8 @@ impl Segments {
                 port: None,
                 burst: GarpBurst::new(),
                 carrier: port.carrier,
+                source: port.identity.source,
+                relay: None,
             };
             segment.plug(now, port, &mut all.steering, false);
             all.segments.push(segment);
@@ -169,6 +206,20 @@ impl Segments {
         self.wished = (self.wished.0 + 1, on);
         if let Some(host) = &self.host {
             host.wish(Wish::Address { on, number: self.wished.0 });
+        }
+    }
+
+    /// What comes for connections that are not this node's goes to the peer, or (dropped) what this
+    /// node finishes goes on where the address stands no more.
+    pub(in crate::guardian) fn strays(&mut self, strays: Strays) {
+        for segment in &mut self.segments {
+            segment.relay = match strays {
+                Strays::Relayed => segment.relay(),
+                Strays::Dropped | Strays::Refused => None,
+            };
+        }
+        if let (Strays::Dropped, Some(host)) = (strays, &self.host) {
+            host.wish(Wish::Linger);
         }
     }
 
@@ -411,34 +462,37 @@ impl Segments {
         };
     }
 
-    /// What the netlink thread says. `true`: the addresses stand here, as last wished.
-    pub(in crate::guardian) fn report(
-        &mut self,
-        now: Instant,
-        report: Report,
-        changes: &mut Vec<Carrier>,
-    ) -> bool {
+    /// What the netlink thread says.
+    pub(in crate::guardian) fn report(&mut self, now: Instant, report: Report) -> Changes {
         let answering = self.answering;
+        let mut changes = Changes::default();
         match report {
-            Report::Present { number } => return self.wished == (number, true),
+            Report::Present { number } => changes.present = self.wished == (number, true),
             Report::Port { instance, port } => {
-                let Some(segment) = self.segments.get_mut(instance) else { return false };
-                let carrier = port.carrier;
+                let Some(segment) = self.segments.get_mut(instance) else { return changes };
+                let (carrier, identity) = (port.carrier, port.identity);
                 segment.plug(now, *port, &mut self.steering, answering);
-                segment.set_carrier(instance, carrier, changes);
+                segment.set_carrier(instance, carrier, &mut changes.carriers);
+                if std::mem::replace(&mut segment.source, identity.source) != identity.source {
+                    let peer = peer_on(&self.peers, identity.source, identity.prefix);
+                    let path = peer.and_then(|peer| self.peers.iter().position(|ip| *ip == peer));
+                    let source = IpAddr::V4(identity.source);
+                    tracing::info!(interface = %segment.vip.interface, %source, "another address");
+                    changes.source = Some(Source { instance, source, peer: (peer, path) });
+                }
             }
             Report::Gone { instance } => {
-                let Some(segment) = self.segments.get_mut(instance) else { return false };
+                let Some(segment) = self.segments.get_mut(instance) else { return changes };
                 segment.port = None;
-                segment.set_carrier(instance, false, changes);
+                segment.set_carrier(instance, false, &mut changes.carriers);
             }
             Report::Seen { instance, carrier, own } => {
-                let Some(segment) = self.segments.get_mut(instance) else { return false };
+                let Some(segment) = self.segments.get_mut(instance) else { return changes };
                 segment.prober.rebind(now, *own);
-                segment.set_carrier(instance, carrier, changes);
+                segment.set_carrier(instance, carrier, &mut changes.carriers);
             }
             Report::Neighbours { instance, hosts } => {
-                let Some(segment) = self.segments.get_mut(instance) else { return false };
+                let Some(segment) = self.segments.get_mut(instance) else { return changes };
                 for (address, mac) in hosts {
                     segment.prober.note(now, now, address, mac);
                 }
@@ -451,7 +505,7 @@ impl Segments {
                 }
             }
         }
-        false
+        changes
     }
 
     /// Carrier of each virtual router's interface at the start.
@@ -482,6 +536,23 @@ impl Segment {
         if answering {
             self.burst.start(now);
         }
+    }
+
+    /// Sends to the peer what is its own.
+    fn relay(&self) -> Option<Relay> {
+        let port = self.port.as_ref()?;
+        let Some(peer) = self.prober.peer_mac() else {
+            tracing::warn!(vip = %self.vip.address, "the peer's Ethernet address is not known");
+            return None;
+        };
+        let tap = SegmentTap::open(&self.vip.interface, port.identity.index, &[self.vip.address]);
+        let started = tap
+            .map_err(|error| error.to_string())
+            .and_then(|tap| Relay::start(tap, port.mac(), peer).map_err(|error| error.to_string()));
+        let failed = |error: &String| {
+            tracing::warn!(error, "requests under way at the other node may break");
+        };
+        started.inspect_err(failed).ok()
     }
 
     fn index(&self) -> Option<u32> {
@@ -564,7 +635,8 @@ fn open_host(
 
 fn instance(config: &Config, vip: &Vip, port: &Port) -> Result<vrrp::Instance, Fault> {
     let (source, prefix) = (port.identity.source, port.identity.prefix);
-    let peer = peer_on(config, source, prefix);
+    let peers: Vec<IpAddr> = peers(config).into_iter().map(IpAddr::V4).collect();
+    let peer = peer_on(&peers, source, prefix);
     if peer.is_none() && config.node.pair.is_some() {
         tracing::warn!(
             interface = %vip.interface,
@@ -594,9 +666,12 @@ fn peers(config: &Config) -> Vec<Ipv4Addr> {
     v4.collect()
 }
 
-/// The peer's address in the network of `own`.
-fn peer_on(config: &Config, own: Ipv4Addr, prefix: u8) -> Option<IpAddr> {
+/// The one of the peer's addresses in the network of `own`.
+fn peer_on(peers: &[IpAddr], own: Ipv4Addr, prefix: u8) -> Option<IpAddr> {
     let mask = u32::MAX.checked_shl(32 - u32::from(prefix.min(32))).unwrap_or(0);
-    let network = |address: Ipv4Addr| u32::from(address) & mask;
-    peers(config).into_iter().find(|ip| network(*ip) == network(own)).map(IpAddr::V4)
+    let is_near = |ip: &IpAddr| match ip {
+        IpAddr::V4(ip) => u32::from(*ip) & mask == u32::from(own) & mask,
+        IpAddr::V6(_) => false,
+    };
+    peers.iter().copied().find(is_near)
 }

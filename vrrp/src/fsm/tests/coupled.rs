@@ -174,3 +174,29 @@ fn a_forged_interval_is_learned_up_to_ten_of_ours() {
     bench.pass(ms(4_000));
     assert_eq!(bench.instance.active_router(), None, "not for two minutes");
 }
+
+/// Adverts are summed over their source: with another one they would be refused by everybody.
+#[test]
+fn adverts_follow_the_source() {
+    let mut bench = active();
+    let kinds: Vec<_> = [10, 11]
+        .into_iter()
+        .map(|last| {
+            bench.instance.set_source(ip(last));
+            let outputs = bench.pass(ms(INTERVAL_MS));
+            let payload = outputs.iter().find_map(|output| match output {
+                Output::SendAdvert { payload, .. } => Some(payload.clone()),
+                _ => None,
+            });
+            let payload = payload.expect("an advert");
+            let received = Received {
+                source: ip(last),
+                destination: crate::config::GROUP_V4.into(),
+                hop_limit: 255,
+                payload: &payload,
+            };
+            Advert::decode(&received, Version::V3).map(|(_, kind)| kind)
+        })
+        .collect();
+    assert_eq!(kinds, [Ok(ChecksumKind::PseudoHeader), Ok(ChecksumKind::PseudoHeader)]);
+}
