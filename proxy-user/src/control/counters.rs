@@ -66,17 +66,12 @@ counters! {
     CacheExpired Total "cache_expired" "Items reclaimed after they expired.";
     CacheItems Gauge "cache_items" "Items now stored.";
     CacheBytes Gauge "cache_bytes" "Bytes of keys and values now stored.";
-    CacheProtocolErrors Total "cache_protocol_errors" "Commands answered with an error line.";
     AnswersHeld Gauge "answers_held" "Answers now waiting for the peer's ack.";
     AnswersUnprotected Total "answers_unprotected" "Writes acknowledged alone, in MASTER_SOLO.";
     AnswersAlone Total "answers_alone" "Sends of memcached answers in MASTER_SOLO.";
     ForwardedOut Total "forwarded_out" "Commands forwarded to the master.";
-    ForwardedIn Total "forwarded_in" "Commands executed for the peer.";
-    RecordsSent Total "replication_records_sent" "Replication records sent.";
     RecordsApplied Total "replication_records_applied" "Replication records applied.";
-    RecordsRefused Total "replication_records_refused" "Records refused: a lower epoch.";
     ReplicationLagBytes Gauge "replication_lag_bytes" "Bytes of records not yet acknowledged.";
-    ReplicationLagRecords Gauge "replication_lag_records" "Records not yet acknowledged.";
     LinkRefused Total "link_refused" "Peer streams refused: wrong key or cluster.";
 }
 

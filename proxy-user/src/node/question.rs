@@ -1,6 +1,5 @@
 //! What a node asks the witness, and hears from it. Values only; the register's rules are rule 14
-//! of docs/ARCHITECTURE.md §4. No shell carries a question yet: the program is told "unreachable",
-//! and no node of it is configured to ask.
+//! of docs/ARCHITECTURE.md §4.
 
 /// One compare-and-swap: "I go on, if the register still says `expected`, or that I hold it".
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -55,6 +55,8 @@ pub(super) struct Vote {
 
 /// An answer that let nobody go on is asked for again after this long.
 pub(super) const ASK_AGAIN: Duration = Duration::from_secs(1);
+/// A master that holds the register looks so often whether the witness still knows.
+const STILL_THERE: Duration = Duration::from_secs(10);
 /// Who is heard to own the addresses counts for so long.
 const OWNER: Duration = Duration::from_secs(1);
 
@@ -205,11 +207,11 @@ impl Node {
         if !configured || !self.state.is_master() {
             return;
         }
-        // somebody who went on no further may have taken it meanwhile: its beats tell
-        if self.registered > 0 && self.registered == self.generation {
-            return;
-        }
-        let due = self.vote.is_none_or(|vote| now >= vote.asked + ASK_AGAIN);
+        // somebody who went on no further may have taken it meanwhile: its beats tell; a witness
+        // that has lost its register tells nobody, so it is asked now and then
+        let holds = self.registered > 0 && self.registered == self.generation;
+        let pause = if holds { STILL_THERE } else { ASK_AGAIN };
+        let due = self.vote.is_none_or(|vote| now >= vote.asked + pause);
         if due {
             self.ask(now, self.since, !self.unwitnessed);
         }

@@ -875,6 +875,26 @@ fn a_witness_is_asked_once_at_each_silence() {
 }
 
 #[test]
+fn a_master_sees_that_the_witness_still_knows() {
+    let config = PeerConfig { witness: Some(UnreachableWitness::Hold), ..PeerConfig::default() };
+    let mut bench = Bench::master_with(config);
+    let asked = |bench: &mut Bench, time| {
+        bench.questions.clear();
+        bench.pass(time, true);
+        bench.questions.clone()
+    };
+    bench.hear(|peer| peer.generation = 7);
+    let rest = asked(&mut bench, 8_000 * MS);
+    assert!(rest.is_empty(), "{rest:?}");
+    let [again] = asked(&mut bench, 3_000 * MS)[..] else { panic!("once in ten seconds") };
+    assert_eq!((again.expected, again.by_contact), (7, true));
+    // it has lost its register, and knows again: nothing else changes
+    bench.node.handle_witness(bench.now, Answer::Granted { number: again.number, generation: 8 });
+    assert_eq!(bench.node.state(), State::Master);
+    assert_eq!(bench.node.generation(), 8);
+}
+
+#[test]
 fn a_fork_closes_when_both_hold_it() {
     let mut bench = Bench::master();
     bench.node.handle_alone(100);

@@ -4,7 +4,9 @@
 //! they heard each other; the first to swap it is granted, the other's expectation is stale then
 //! and it is refused. Whoever holds the register may swap it again. A register without content (a
 //! new witness, or one whose state was lost) cannot tell who went on, so it grants only what is
-//! asked in contact with the peer, or with proof of its death: then nobody else goes on.
+//! asked in contact with the peer, or with proof of its death: then nobody else goes on. A holder
+//! that asks again in contact, to see that its register is still there, keeps its generation: the
+//! other node's expectation stays good.
 
 use serde::{Deserialize, Serialize};
 
@@ -106,6 +108,11 @@ impl Register {
         let generation = match self.held {
             None if question.by_contact => question.expected,
             None => return Said::Unknown,
+            Some(Held { generation, holder, .. })
+                if question.by_contact && holder == side && generation == question.expected =>
+            {
+                return Said::Granted(generation);
+            }
             Some(held) if held.generation == question.expected || held.holder == side => {
                 held.generation
             }
@@ -177,11 +184,23 @@ mod tests {
             ("repeated with another text", A, question(4, 10, false), refused(4, 10)),
             ("older than the newest", A, question(2, 10, true), unknown(2)),
             ("its new boot", (Side::A, BootId(11)), question(1, 10, false), granted(1, 11)),
+            (
+                "the holder, still there?",
+                (Side::A, BootId(11)),
+                question(2, 11, true),
+                granted(2, 11),
+            ),
+            (
+                "it goes on by silence",
+                (Side::A, BootId(11)),
+                question(3, 11, false),
+                granted(3, 12),
+            ),
         ];
         for (what, (side, boot), question, answer) in rows {
             assert_eq!(register.claim(side, boot, question), answer, "{what}");
         }
-        let held = Held { generation: 11, holder: Side::A, boot: 11, epoch: 6 };
+        let held = Held { generation: 12, holder: Side::A, boot: 11, epoch: 6 };
         assert_eq!(register.held(), Some(held));
     }
 
@@ -268,7 +287,9 @@ mod tests {
                 match before.held {
                     None => prop_assert!(question.by_contact),
                     Some(old) => {
-                        prop_assert_eq!(generation, old.generation + 1);
+                        let again = question.by_contact && old.holder == side;
+                        let same = again && old.generation == question.expected;
+                        prop_assert_eq!(generation, old.generation + u64::from(!same));
                         let entitled = old.holder == side || old.generation == question.expected;
                         prop_assert!(entitled);
                     }

@@ -25,7 +25,7 @@ pub use raw::{Held, lift, mark_on_fatal_signals, run_realtime};
 pub const WORKERS_MAX: usize = 64;
 
 /// Magic and layout version; changes with every change of [`Page`] or of the counters' order.
-const MAGIC: u64 = u64::from_be_bytes(*b"tandem\0\x03");
+const MAGIC: u64 = u64::from_be_bytes(*b"tandem\0\x04");
 
 /// Room for reasons of HTTP refusals.
 const REASONS_MAX: usize = 64;

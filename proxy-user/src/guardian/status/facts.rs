@@ -236,8 +236,6 @@ facts! {
         /// `single` (no peer), `in_sync` (MASTER, SYNCED), `alone` (MASTER_SOLO: writes are not
         /// protected), `joining`, `catching_up` or `none`; the metric is 1 for `in_sync`.
         state: Derived = Derived(sync_state), is("in_sync", "in_sync"), headline();
-        /// Records that the peer has not acknowledged.
-        lag_records: Counter = Counter::ReplicationLagRecords, row("records not acknowledged");
         /// The same in bytes.
         lag_bytes: Counter = Counter::ReplicationLagBytes, row("bytes not acknowledged");
         /// Full syncs received whole.
@@ -418,12 +416,8 @@ facts! {
         evictions: Counter = Counter::CacheEvictions, warn("evicted");
         /// Items reclaimed after they expired.
         expired: Counter = Counter::CacheExpired, row("expired");
-        /// Commands answered with an error line.
-        protocol_errors: Counter = Counter::CacheProtocolErrors, row("error lines");
         /// Commands forwarded to the master.
         forwarded_out: Counter = Counter::ForwardedOut, row("forwarded to master");
-        /// Commands executed for the peer.
-        forwarded_in: Counter = Counter::ForwardedIn, row("done for the peer");
     }
 
     /// The balancer.
