@@ -8,6 +8,7 @@
 
 mod adverts;
 mod cuts;
+mod disk;
 mod failover;
 mod filters;
 mod host;
@@ -16,6 +17,7 @@ mod interfaces;
 mod loss;
 mod measured;
 mod role;
+mod rtnl;
 mod stop;
 mod table;
 mod witness;

@@ -141,6 +141,15 @@ fn no_takeover_on_a_busy_host() -> Result<()> {
     Ok(())
 }
 
+/// 50 ms to 3 s of each process of each node: who serves, how long nobody did.
+#[test]
+#[ignore = "soak: takes minutes, run it by hand"]
+fn table_of_stalls() -> Result<()> {
+    let mut pair = Pair::build("tandem-soak", Options::default())?;
+    let master = pair.start_both()?;
+    tests::stall::table(&mut pair, master, &tests::stall::STALLS)
+}
+
 /// SIGKILL of the master's engine until the other node answers for the address.
 #[test]
 #[ignore = "soak: takes minutes, run it by hand"]

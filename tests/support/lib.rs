@@ -13,6 +13,7 @@ pub mod probe;
 pub mod process;
 pub mod random;
 pub mod slow;
+pub mod stall;
 pub mod stranger;
 mod switch;
 pub mod third;
