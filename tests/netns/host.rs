@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use nix::sys::signal::Signal;
 use tests::eventually;
+use tests::stall::{self, STALLS};
 use tests::topology::{Options, Pair, Side, VIP};
 
 const LIMIT: Duration = Duration::from_secs(15);
@@ -70,4 +71,15 @@ fn a_service_on_the_virtual_address_alone() -> Result<()> {
     pair.node(master)?.signal(Signal::SIGTERM)?;
     pair.wait_role(master.other(), &["MASTER_SOLO"], LIMIT)?;
     served(&pair)
+}
+
+/// 50 ms and 1 s of each process of each node: who serves, how long nobody did. (300 ms and 3 s,
+/// too, are in `tests/soak`.)
+#[test]
+#[ignore = "needs CAP_NET_ADMIN: cargo xtask test"]
+fn table_of_stalls() -> Result<()> {
+    let mut pair = Pair::build("tandem-test", Options::default())?;
+    let master = pair.start_both()?;
+    let [short, _, long, _] = STALLS;
+    stall::table(&mut pair, master, &[short, long])
 }

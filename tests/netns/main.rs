@@ -8,6 +8,7 @@
 
 mod adverts;
 mod cuts;
+mod disk;
 mod failover;
 mod filters;
 mod host;
@@ -18,6 +19,7 @@ mod loss;
 mod measured;
 mod rights;
 mod role;
+mod rtnl;
 mod stop;
 mod strangers;
 mod table;

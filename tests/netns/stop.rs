@@ -15,9 +15,16 @@ use tests::watch::pass;
 
 /// Requests in flight when the master is told to stop.
 const IN_FLIGHT: usize = 16;
+/// Paths, and the length of what is answered after 800 ms or more.
+const SMALL: (&str, usize) = ("/wait/800/100", 100);
+/// Too much for what the kernel sends without hearing of the client.
+const LARGE: (&str, usize) = ("/wait/800/3000000", 3_000_000);
+/// Each is acknowledged by the client, and the next must come after that.
+const PIECES: (&str, usize) = ("/drip/12/100", 48);
 const KEYS: usize = 250_000;
-/// What a new client may wait: the goal is 100 ms, and the machine is shared.
-const OUTAGE_MAX: Duration = Duration::from_millis(300);
+/// What a new client may wait: the goal is 100 ms, and the machine is shared; a node that nobody
+/// replaces at once costs 3 s.
+const OUTAGE_MAX: Duration = Duration::from_millis(900);
 
 /// A pair whose balancer has one server, beside the client.
 fn pair([xdp, io]: [&str; 2], engine: &str) -> Result<(Pair, Side)> {
@@ -39,9 +46,9 @@ fn http() -> SocketAddr {
     (VIP, 80).into()
 }
 
-/// Stops the master with requests for `path` in flight; all must be answered, while a stream of new
-/// ones and numbered writes go on.
-fn stop_with_requests_in_flight(mode: [&str; 2], path: &str, length: usize) -> Result<()> {
+/// Stops the master with requests for `paths` in flight; all must be answered, while a stream of
+/// new ones and numbered writes go on.
+fn stop_with_requests_in_flight(mode: [&str; 2], paths: &[(&str, usize)]) -> Result<()> {
     let (mut pair, master) = pair(mode, "")?;
     let client = pair.client.name().to_owned();
     let server = slow::server(&client, 8080);
@@ -51,15 +58,20 @@ fn stop_with_requests_in_flight(mode: [&str; 2], path: &str, length: usize) -> R
         slow::request(&client, http(), "/now").join().map_err(|_panic| anyhow::anyhow!("panic"))?
     })?;
     pass(Duration::from_millis(300))?;
-    let requests: Vec<_> = (0..IN_FLIGHT).map(|_| slow::request(&client, http(), path)).collect();
+    let requests = paths.iter().cycle().take(IN_FLIGHT);
+    let requests: Vec<_> = requests
+        .map(|(path, length)| (*path, *length, slow::request(&client, http(), path)))
+        .collect();
     pass(Duration::from_millis(200))?;
     pair.node(master)?.signal(Signal::SIGTERM)?;
     let mut refused = Vec::new();
-    let said = !path.starts_with("/drip");
-    for request in requests {
+    for (path, length, request) in requests {
+        // a head that left before the stop could not say that the connection ends
+        let says = !path.starts_with("/drip");
         match request.join().ok().context("a client panicked")? {
-            // a head that left before the stop could not say it
-            Ok((got, closes)) => ensure!(got == length && closes == said, "{got} bytes, {closes}"),
+            Ok((got, closes)) => {
+                ensure!(got == length && (closes || !says), "{path}: {got}, {closes}");
+            }
             Err(error) => refused.push(format!("{error:#}")),
         }
     }
@@ -70,7 +82,7 @@ fn stop_with_requests_in_flight(mode: [&str; 2], path: &str, length: usize) -> R
     let mut reader = pair.memcached(&pair.client, VIP)?;
     let lost = written.lost_at(&mut reader)?;
     eprintln!(
-        "{mode:?} {path}: {} of {IN_FLIGHT} answered; {} new ones, {} failed, longest wait {:?}; \
+        "{mode:?}: {} of {IN_FLIGHT} answered; {} new ones, {} failed, longest wait {:?}; \
          writer {:?}, {lost} lost",
         IN_FLIGHT - refused.len(),
         stream.answered,
@@ -90,7 +102,13 @@ fn stop_with_requests_in_flight(mode: [&str; 2], path: &str, length: usize) -> R
 #[test]
 #[ignore = "needs CAP_NET_ADMIN: cargo xtask test"]
 fn a_stop_breaks_no_request() -> Result<()> {
-    stop_with_requests_in_flight(["native", "uring"], "/wait/800/100", 100)
+    stop_with_requests_in_flight(["native", "uring"], &[SMALL, LARGE])
+}
+
+#[test]
+#[ignore = "needs CAP_NET_ADMIN: cargo xtask test"]
+fn a_stop_breaks_no_request_off_epoll() -> Result<()> {
+    stop_with_requests_in_flight(["off", "epoll"], &[SMALL, PIECES])
 }
 
 /// The replica has just been slow: the stop waits until it is in sync again.
@@ -114,20 +132,6 @@ fn a_stop_waits_for_a_slow_replica() -> Result<()> {
     ensure!(lost == 0, "{lost} answered writes lost");
     ensure!(written.outage.longest < Duration::from_secs(1), "a gap: {:?}", written.outage);
     Ok(())
-}
-
-/// Too much for what the kernel sends without hearing of the client.
-#[test]
-#[ignore = "needs CAP_NET_ADMIN: cargo xtask test"]
-fn a_stop_breaks_no_large_answer() -> Result<()> {
-    stop_with_requests_in_flight(["off", "uring"], "/wait/800/3000000", 3_000_000)
-}
-
-/// Each piece is acknowledged by the client, and the next must come after that.
-#[test]
-#[ignore = "needs CAP_NET_ADMIN: cargo xtask test"]
-fn a_stop_breaks_no_answer_in_pieces() -> Result<()> {
-    stop_with_requests_in_flight(["generic", "epoll"], "/drip/12/100", 48)
 }
 
 /// Asks for an answer that takes eight seconds, tells the master to stop, and calls `then` half a

@@ -9,29 +9,28 @@
 //! |---|---|---|
 //! | `SOAK_FAULTS` | faults to play | 300 |
 //! | `SOAK_SEED`, `SOAK_FIRST` | which ones: a failure prints both to replay it alone | 1, 0 |
-//! | `SOAK_BUSY_SECONDS` | length of the busy host's run | 480 |
+//! | `SOAK_BUSY_SECONDS`, `SOAK_SPINNING` | the busy host: how long, processes that spin | 3600, 4 |
 //! | `SOAK_KILLS`, `SOAK_FILL_MIB` | kills that are timed, and what the store holds then | 30, 0 |
 
+mod busy;
 mod plan;
 mod play;
 mod report;
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use plan::Step;
 use play::Played;
 use report::Report;
-use tests::process::{Process, tail};
+use tests::process::tail;
 use tests::topology::{Options, Pair, Side, VIP};
-use tests::watch::{kill_to_answer, pass, spread};
+use tests::watch::{kill_to_answer, spread};
 
 /// Failures after which the rest is not played.
 const FAILURES_MAX: usize = 10;
 /// Two answerers for the address: the lease is 30 ms, and the asker is a process among others.
 const CONTESTED_MAX: Duration = Duration::from_millis(100);
-/// Of processes that only spin, for the busy host.
-const SPINNING: usize = 4;
 
 fn number(name: &str, default: u64) -> u64 {
     std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
@@ -106,39 +105,13 @@ fn random_faults() -> Result<()> {
     Ok(())
 }
 
-/// A protected pair on a host with four processes that only spin: nobody takes over.
+/// 50 ms to 3 s of each process of each node: who serves, how long nobody did.
 #[test]
 #[ignore = "soak: takes minutes, run it by hand"]
-fn no_takeover_on_a_busy_host() -> Result<()> {
-    let time = Duration::from_secs(number("SOAK_BUSY_SECONDS", 480));
+fn table_of_stalls() -> Result<()> {
     let mut pair = Pair::build("tandem-soak", Options::default())?;
-    pair.start_both()?;
-    let log = pair.file("spin.log");
-    let spin = |_| {
-        let mut command = std::process::Command::new("sh");
-        Process::start("spinning", command.args(["-c", "while :; do :; done"]), &log)
-    };
-    let spinning: Vec<Process> = (0..SPINNING).map(spin).collect::<Result<_>>()?;
-    let before = Side::ALL.map(|side| pair.promotions(side));
-    let begun = Instant::now();
-    let mut last = 0;
-    while begun.elapsed() < time {
-        pass(Duration::from_secs(1).min(time))?;
-        let now: usize =
-            Side::ALL.iter().map(|side| pair.promotions(*side) - before[*side as usize]).sum();
-        if now > last {
-            eprintln!("after {:.0?}: {now} promotions", begun.elapsed());
-            last = now;
-        }
-    }
-    drop(spinning);
-    eprintln!("{last} promotions in {time:?} with {SPINNING} spinning processes");
-    for side in Side::ALL {
-        let log = pair.log(side);
-        log.lines().filter(|line| line.contains(" role ")).for_each(|line| eprintln!("{line}"));
-    }
-    ensure!(last == 0, "{last} promotions without a fault");
-    Ok(())
+    let master = pair.start_both()?;
+    tests::stall::table(&mut pair, master, &tests::stall::STALLS)
 }
 
 /// SIGKILL of the master's engine until the other node answers for the address.

@@ -6,13 +6,7 @@ use std::time::Duration;
 
 use tests::filter::{Network, Way};
 use tests::random::Random;
-
-/// A process of a node.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Program {
-    Guardian,
-    Engine,
-}
+use tests::stall::Program;
 
 /// One fault.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -3,14 +3,15 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::Signal;
 use tests::filter::{Rule, Way, What};
 use tests::netns::enter;
+use tests::stall::Program;
 use tests::stranger::{advert, flood, multicast};
 use tests::topology::{Pair, Side};
 use tests::watch::{Seen, Watch, pass};
 
-use crate::plan::{Fault, Program, Step};
+use crate::plan::{Fault, Step};
 
 /// How long the pair may take until it is protected again after the heal.
 const SETTLE: Duration = Duration::from_secs(30);
@@ -64,7 +65,7 @@ fn inflict(pair: &mut Pair, fault: &Fault, victim: Side) -> Result<()> {
             pair.kill_guardian(victim)?;
             pass(Duration::from_millis(300))
         }
-        Fault::Stop(program, time) => stop(pair, victim, *program, *time),
+        Fault::Stop(program, time) => pair.stall(victim, *program, *time),
         Fault::Restart => {
             pair.node(victim)?.signal(Signal::SIGTERM)?;
             pair.node(victim)?.wait(END).map(drop)
@@ -111,30 +112,6 @@ fn filtered(pair: &Pair, rules: &[Rule], time: Duration) -> Result<()> {
     pair.filter(rules)?;
     pass(time)?;
     pair.filter(&[])
-}
-
-/// SIGSTOP for a while. A supervisor may have killed and replaced the stopped process meanwhile.
-fn stop(pair: &mut Pair, victim: Side, program: Program, time: Duration) -> Result<()> {
-    match program {
-        Program::Guardian => {
-            let guardian = pair.guardian(victim)?;
-            kill(guardian, Signal::SIGSTOP)?;
-            let passed = pass(time);
-            if pair.guardian(victim).is_ok_and(|now| now == guardian) {
-                kill(guardian, Signal::SIGCONT)?;
-            }
-            passed
-        }
-        Program::Engine => {
-            let engine = pair.engine(victim)?;
-            kill(engine, Signal::SIGSTOP)?;
-            let passed = pass(time);
-            if pair.engine(victim).is_ok_and(|now| now == engine) {
-                kill(engine, Signal::SIGCONT)?;
-            }
-            passed
-        }
-    }
 }
 
 fn adverts(pair: &Pair, time: Duration) -> Result<()> {

@@ -16,6 +16,7 @@ pub mod random;
 pub mod rights;
 pub mod slow;
 pub mod sockets;
+pub mod stall;
 pub mod stranger;
 mod switch;
 pub mod third;

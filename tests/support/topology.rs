@@ -247,7 +247,9 @@ listen = "127.0.0.1:9900"
         )
     }
 
-    fn state_dir(&self, side: Side) -> PathBuf {
+    /// Where a node keeps its state file.
+    #[must_use]
+    pub fn state_dir(&self, side: Side) -> PathBuf {
         self.folder.path().join(format!("state-{}", side.name()))
     }
 

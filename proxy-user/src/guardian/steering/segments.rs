@@ -219,6 +219,7 @@ impl Segments {
             };
         }
         if let (Strays::Dropped, Some(host)) = (strays, &self.host) {
+            self.wished.1 = false;
             host.wish(Wish::Linger);
         }
     }
