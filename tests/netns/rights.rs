@@ -1,5 +1,6 @@
 //! What the processes of a serving pair may still do, and that they serve with no more.
 
+use std::fs;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -60,6 +61,15 @@ fn check(pair: &mut Pair, side: Side, expected: u64, user: (u32, u32)) -> Result
         seccomp: 2,
     };
     ensure!(Rights::of(engine)? == rights, "engine: {:#x?}", Rights::of(engine)?);
+    // Role, lease and the guardian's word: nothing in the engine can write there, nor map it so.
+    let maps = fs::read_to_string(format!("/proc/{engine}/maps"))?;
+    let page: Vec<_> = maps.lines().filter(|line| line.contains("memfd:tandem-page")).collect();
+    ensure!(page.len() == 2 && page[0].contains(" r--s 00000000 "), "{page:?}");
+    ensure!(page[1].contains(" rw-s 00001000 "), "{page:?}");
+    for entry in fs::read_dir(format!("/proc/{engine}/fd"))? {
+        let target = fs::read_link(entry?.path()).unwrap_or_default();
+        ensure!(!target.to_string_lossy().contains("tandem-page"), "a way to map it again");
+    }
     let guardian = Rights::of(parent_of(engine)?)?;
     let stated = Rights {
         uid: 0,

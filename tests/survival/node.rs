@@ -99,7 +99,9 @@ impl Node {
         moment: Duration,
     ) -> Result<()> {
         let engine = eventually("an engine", LIMIT, || self.engine())?;
-        let mut clients = writers.iter().map(|_| self.client()).collect::<Result<Vec<_>>>()?;
+        // Answered once, so that this engine has accepted it: a connection that still waited at the
+        // listener would outlive the kill, and the next engine would do what it had brought.
+        let mut clients = writers.iter().map(|_| self.accepted()).collect::<Result<Vec<_>>>()?;
         let guardian = self.guardian()?;
         std::thread::scope(|scope| {
             for (writer, client) in writers.iter_mut().zip(&mut clients) {
@@ -118,7 +120,19 @@ impl Node {
         eventually("the engine to be dead", LIMIT, || {
             let stat = fs::read_to_string(format!("/proc/{engine}/stat"))?;
             ensure!(stat.contains(") Z "), "{stat}");
+            // That is its first thread alone: no other may still write.
+            let threads = fs::read_dir(format!("/proc/{engine}/task"))?.count();
+            ensure!(threads <= 1, "{threads} threads");
             Ok(())
+        })
+    }
+
+    /// A connection that the engine serves.
+    fn accepted(&self) -> Result<Memcached> {
+        eventually("an answer", LIMIT, || {
+            let mut client = self.client()?;
+            client.get("keep")?;
+            Ok(client)
         })
     }
 
@@ -130,11 +144,7 @@ impl Node {
     /// Reads every key through the next engine.
     pub(crate) fn read_back(&mut self, writers: &mut [Writer]) -> Result<()> {
         // A connection may still reach the accept queue of the dead; only answers count.
-        let mut client = eventually("the next engine to answer", LIMIT, || {
-            let mut client = self.client()?;
-            client.get("keep")?;
-            Ok(client)
-        })?;
+        let mut client = self.accepted().context("the next engine")?;
         for writer in writers {
             let keys: Vec<(usize, String)> = writer.keys().collect();
             for (number, key) in keys {

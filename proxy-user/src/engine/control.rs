@@ -86,7 +86,7 @@ impl Assignment {
     /// See [`EngineError`]. The guardian's death is an error: the listeners are closed then.
     pub fn run(mut self) -> Result<(), EngineError> {
         let channel = self.channel;
-        let page = SharedPage::open(self.descriptors.remove(0).as_fd())?;
+        let page = SharedPage::open_as_engine(self.descriptors.remove(0).as_fd())?;
         mark_on_fatal_signals()?;
         let seat = page.hold(Seat::Engine)?;
         let store = (self.snapshot.cache.is_some() && !self.descriptors.is_empty())

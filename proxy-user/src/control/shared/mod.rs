@@ -2,9 +2,11 @@
 //! parts (mapping, robust list, futex calls, adopting descriptors) are in `raw.rs`, the only module
 //! here with `unsafe`.
 //!
-//! The guardian creates it once and hands its descriptor to each engine it starts. Every thread
-//! whose death matters holds a *seat*: a robust futex that the kernel marks, and whose waiter it
-//! wakes, at the start of the thread's exit, before any memory is torn down.
+//! The guardian creates it once and hands its descriptor to each engine it starts. What the
+//! guardian alone says (role, lease, its own seat) is a page of memory that an engine has mapped
+//! read-only: one that was taken over by a stranger cannot make itself master. Every thread whose
+//! death matters holds a *seat*: a robust futex that the kernel marks, and whose waiter it wakes,
+//! at the start of the thread's exit, before any memory is torn down.
 
 mod raw;
 #[cfg(test)]
@@ -25,7 +27,7 @@ pub use raw::{Held, lift, mark_on_fatal_signals, run_realtime};
 pub const WORKERS_MAX: usize = 64;
 
 /// Magic and layout version; changes with every change of [`Page`] or of the counters' order.
-const MAGIC: u64 = u64::from_be_bytes(*b"tandem\0\x04");
+const MAGIC: u64 = u64::from_be_bytes(*b"tandem\0\x05");
 
 /// Room for reasons of HTTP refusals.
 const REASONS_MAX: usize = 64;
@@ -33,18 +35,30 @@ const REASONS_MAX: usize = 64;
 const _: () = assert!(Reason::ALL.len() <= REASONS_MAX, "the page has no room for this reason");
 
 /// The mapped memory. Any bit pattern is valid, so a foreign writer can confuse but not corrupt.
-#[repr(C, align(64))]
+#[repr(C, align(4096))]
 struct Page {
+    // The guardian's own: in an engine a write here faults.
     magic: AtomicU64,
     workers: AtomicU32,
     role: AtomicU64,
     lease: AtomicU64,
     guardian_turn: AtomicU64,
     guardian: AtomicU32,
+    boundary: Boundary,
+    // The engine's.
     engine: AtomicU32,
     poke: AtomicU32,
     slots: [Slot; WORKERS_MAX],
 }
+
+/// What follows begins on the next page of memory.
+#[repr(C, align(4096))]
+struct Boundary([u8; 0]);
+
+/// Bytes before [`Page::boundary`].
+const RULING: usize = std::mem::offset_of!(Page, boundary);
+
+const _: () = assert!(RULING == 4096, "one page of memory is the guardian's own");
 
 /// One worker's own lines.
 #[repr(C, align(64))]
@@ -123,7 +137,20 @@ impl SharedPage {
     /// # Errors
     /// The mapping failed, or the page is of another program or version.
     pub fn open(fd: BorrowedFd<'_>) -> io::Result<Self> {
-        let page = Self(raw::map_page(&fd)?);
+        Self(raw::map_page(&fd)?).checked()
+    }
+
+    /// Maps a page made by [`Self::create`] as an engine may: what the guardian says is read-only
+    /// for good, once the descriptor is closed.
+    ///
+    /// # Errors
+    /// As of [`Self::open`], or without /proc.
+    pub fn open_as_engine(fd: BorrowedFd<'_>) -> io::Result<Self> {
+        Self(raw::map_page_as_engine(&fd)?).checked()
+    }
+
+    fn checked(self) -> io::Result<Self> {
+        let page = self;
         let known = page.0.magic.load(Ordering::Acquire) == MAGIC;
         if !known || page.workers() > WORKERS_MAX {
             let reason = "shared page is of another version";

@@ -5,7 +5,7 @@
 use std::ffi::CStr;
 use std::io;
 use std::marker::PhantomData;
-use std::os::fd::{AsFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr;
 use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicUsize, Ordering};
 
@@ -14,7 +14,7 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 
-use super::{Liveness, Page, Seat, SharedPage, Woken};
+use super::{Liveness, Page, RULING, Seat, SharedPage, Woken};
 
 const WAITERS: u32 = libc::FUTEX_WAITERS;
 const OWNER_DIED: u32 = libc::FUTEX_OWNER_DIED;
@@ -38,6 +38,38 @@ pub(super) fn page_memfd() -> io::Result<OwnedFd> {
 
 /// Maps the page for the rest of the process's life.
 pub(super) fn map_page<F: AsFd>(fd: &F) -> io::Result<&'static Page> {
+    let length = checked_length(fd)?;
+    let access = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+    // SAFETY: a new mapping at an address of the kernel's choice; it replaces nothing.
+    let memory = unsafe { mmap(None, length, access, MapFlags::MAP_SHARED, fd, 0) }?;
+    // SAFETY: the mapping is at least `Page` long (checked, and the seal forbids shrinking), page
+    // aligned, never unmapped, and `Page` holds only atomics, for which any bytes are valid.
+    Ok(unsafe { memory.cast::<Page>().as_ref() })
+}
+
+/// The same, with all before the boundary read-only. That part is mapped from a descriptor that
+/// is itself read-only, so that not even mprotect makes it writable.
+pub(super) fn map_page_as_engine<F: AsFd>(fd: &F) -> io::Result<&'static Page> {
+    let length = checked_length(fd)?;
+    let path = format!("/proc/self/fd/{}", fd.as_fd().as_raw_fd());
+    let reader = std::fs::File::open(path)?;
+    let rest = length.get() - RULING;
+    let rest = std::num::NonZeroUsize::new(rest).ok_or(io::ErrorKind::InvalidInput)?;
+    let offset = i64::try_from(RULING).map_err(io::Error::other)?;
+    let (shared, read) = (MapFlags::MAP_SHARED, ProtFlags::PROT_READ);
+    // SAFETY: a new mapping at an address of the kernel's choice; it replaces nothing.
+    let memory = unsafe { mmap(None, length, read, shared, &reader, 0) }?;
+    let behind = memory.addr().checked_add(RULING);
+    let (place, fixed) = (shared | MapFlags::MAP_FIXED, read | ProtFlags::PROT_WRITE);
+    // SAFETY: it replaces the second part of the mapping just made, which nobody uses yet.
+    unsafe { mmap(behind, rest, fixed, place, fd, offset) }?;
+    // SAFETY: as in `map_page`: the two mappings are one range. A write before the boundary ends
+    // the process; it breaks no memory.
+    Ok(unsafe { memory.cast::<Page>().as_ref() })
+}
+
+/// The page's size, if `fd` is one that cannot shrink.
+fn checked_length<F: AsFd>(fd: &F) -> io::Result<std::num::NonZeroUsize> {
     let need = size_of::<Page>();
     let seals = fcntl(fd, FcntlArg::F_GET_SEALS)?;
     let size = nix::sys::stat::fstat(fd)?.st_size;
@@ -45,13 +77,7 @@ pub(super) fn map_page<F: AsFd>(fd: &F) -> io::Result<&'static Page> {
     if !sealed || usize::try_from(size).unwrap_or(0) < need {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "not a shared page"));
     }
-    let length = std::num::NonZeroUsize::new(need).ok_or(io::ErrorKind::InvalidInput)?;
-    let access = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
-    // SAFETY: a new mapping at an address of the kernel's choice; it replaces nothing.
-    let memory = unsafe { mmap(None, length, access, MapFlags::MAP_SHARED, fd, 0) }?;
-    // SAFETY: the mapping is at least `Page` long (checked, and the seal forbids shrinking), page
-    // aligned, never unmapped, and `Page` holds only atomics, for which any bytes are valid.
-    Ok(unsafe { memory.cast::<Page>().as_ref() })
+    Ok(std::num::NonZeroUsize::new(need).ok_or(io::ErrorKind::InvalidInput)?)
 }
 
 /// The kernel's `struct robust_list_head` (24 bytes) followed by the list's one entry. Atomics: the
@@ -109,7 +135,9 @@ pub(super) fn hold(word: &'static AtomicU32) -> io::Result<Held> {
         return Err(io::Error::last_os_error());
     }
     let tid = nix::unistd::gettid().as_raw().unsigned_abs();
-    word.compare_exchange(seen, tid | (seen & WAITERS), Ordering::SeqCst, Ordering::Relaxed)
+    // With the bit that makes the kernel wake a waiter at our death: who waits for a guardian
+    // cannot write here.
+    word.compare_exchange(seen, tid | WAITERS, Ordering::SeqCst, Ordering::Relaxed)
         .map_err(|_other| io::Error::new(io::ErrorKind::AddrInUse, "seat was taken meanwhile"))?;
     for place in &SEATS {
         let pointer = ptr::from_ref(word).cast_mut();
@@ -210,21 +238,12 @@ pub(super) fn watch(
     }
 }
 
-/// The value to wait for on a held seat, with the bit that makes the kernel wake us at its death.
+/// The value to wait for on a held seat.
 fn watched(word: &AtomicU32) -> Result<u32, Liveness> {
-    loop {
-        let seen = word.load(Ordering::Acquire);
-        match liveness(seen) {
-            Liveness::Alive(_) if seen & WAITERS != 0 => return Ok(seen),
-            Liveness::Alive(_) => {
-                let marked = seen | WAITERS;
-                let order = Ordering::SeqCst;
-                if word.compare_exchange(seen, marked, order, Ordering::Relaxed).is_ok() {
-                    return Ok(marked);
-                }
-            }
-            other => return Err(other),
-        }
+    let seen = word.load(Ordering::Acquire);
+    match liveness(seen) {
+        Liveness::Alive(_) => Ok(seen),
+        other => Err(other),
     }
 }
 

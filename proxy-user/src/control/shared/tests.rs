@@ -117,7 +117,10 @@ fn pokes_and_timeouts() {
 fn child_process() {
     let Ok(how) = std::env::var(CHILD) else { return };
     use std::os::fd::AsFd;
-    let page = SharedPage::open(io::stdin().as_fd()).unwrap();
+    let page = SharedPage::open_as_engine(io::stdin().as_fd()).unwrap();
+    if forges(&how, page) {
+        return;
+    }
     mark_on_fatal_signals().unwrap();
     let threads = (0..2).map(|worker| {
         std::thread::spawn(move || {
@@ -140,6 +143,49 @@ fn child_process() {
             std::process::abort();
         }
         thread.join().unwrap();
+    }
+}
+
+/// What a stranger's code would try in an engine; true if it was tried, and did not end it.
+#[allow(unsafe_code, reason = "a protection is changed")]
+fn forges(how: &str, page: SharedPage) -> bool {
+    if !["role", "lease", "word", "protection"].contains(&how) {
+        return false;
+    }
+    // Waiting for the guardian needs no right to write.
+    let woken = page.watch(&[Seat::Guardian], page.poked(), until(Duration::from_millis(5)));
+    assert_eq!(woken.unwrap(), Woken::Timeout);
+    io::stderr().write_all(b"ready\n").unwrap();
+    match how {
+        "role" => drop(page.set_role(State::Master, 2)),
+        "lease" => page.set_lease(u64::MAX),
+        "word" => page.word(Seat::Guardian).unwrap().store(0, Ordering::SeqCst),
+        _ => {
+            let start = std::ptr::NonNull::from_ref(page.0).cast();
+            let both = nix::sys::mman::ProtFlags::PROT_READ | nix::sys::mman::ProtFlags::PROT_WRITE;
+            // SAFETY: it takes nothing away from what the page's users do.
+            let changed = unsafe { nix::sys::mman::mprotect(start, RULING, both) };
+            assert_eq!(changed, Err(nix::Error::EACCES));
+        }
+    }
+    true
+}
+
+#[test]
+fn an_engine_that_writes_what_the_guardian_says_faults() {
+    use std::os::unix::process::ExitStatusExt;
+    for (how, end) in [
+        ("role", Some(libc::SIGSEGV)),
+        ("lease", Some(libc::SIGSEGV)),
+        ("word", Some(libc::SIGSEGV)),
+        ("protection", None),
+    ] {
+        let (page, fd) = SharedPage::create(2).unwrap();
+        let _held = page.hold(Seat::Guardian).unwrap();
+        let status = child(fd, how).wait().unwrap();
+        assert_eq!(status.signal(), end, "{how}");
+        assert!(end.is_some() || status.success(), "{how}: {status}");
+        assert_eq!((page.role(), page.lease()), (Role::BOOT, 0), "{how}");
     }
 }
 

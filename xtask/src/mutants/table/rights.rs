@@ -53,6 +53,16 @@ pub(super) const ROWS: &[Mutant] = &[
         ),
     },
     Mutant {
+        name: "an engine makes the role writable",
+        file: "proxy-user/src/control/shared/raw.rs",
+        find: "mmap(None, length, read, shared, &reader, 0)",
+        replace: "mmap(None, length, read, shared, fd, 0)",
+        found_by: lib(
+            "proxy-user",
+            "control::shared::tests::an_engine_that_writes_what_the_guardian_says_faults",
+        ),
+    },
+    Mutant {
         name: "a guardian without addresses administers the network",
         file: "proxy-user/src/guardian/rights.rs",
         find: "let mut groups = vec![ALWAYS];",
