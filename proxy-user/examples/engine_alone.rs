@@ -60,8 +60,9 @@ fn main() -> Result<()> {
         listeners: posts,
         link: None,
         log: config.log,
+        identity: None,
     };
-    let start = Start { snapshot, page, store, listeners };
+    let start = Start { snapshot, page, store, listeners, access_log: None };
     let engine = Engine::start(start, Events::new(drop))?;
     eprintln!("{:?}", engine.hello());
     if let Some(service) = &engine.shared().cache {

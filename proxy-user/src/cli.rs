@@ -51,6 +51,9 @@ pub enum Verb {
     },
     /// Answers the nodes' question who goes on when they cannot hear each other; on a third host
     Witness(Witness),
+    /// The guardian process; started by the keeper, which `tandem run` is
+    #[command(hide = true)]
+    Guardian(Run),
     /// The engine process; started by the guardian
     #[command(hide = true)]
     Engine,

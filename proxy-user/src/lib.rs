@@ -1,11 +1,12 @@
-//! The `tandem` program: a guardian process (role, VRRP, XDP, health, admin) and an engine process
-//! (HTTP balancer, memcached protocol, replication).
+//! The `tandem` program: a keeper process (starts the guardian, holds what must outlive it), a
+//! guardian process (role, VRRP, XDP, health, admin) and an engine process (HTTP balancer,
+//! memcached protocol, replication).
 //!
 //! Arrows inside this crate, checked by `cargo xtask tidy`:
-//! `{http, balance, exchange, node, config, witness} <- control <- {guardian, engine} <- main`.
-//! `guardian` and `engine` never import each other; `engine` never imports `vrrp`, `guardian` never
-//! imports `cache`. `http`, `balance`, `exchange`, `node`, `config` and `witness` are pure: no
-//! socket, clock, thread or randomness of their own.
+//! `{http, balance, exchange, node, config, witness} <- control <- {keeper, guardian, engine} <-
+//! main`. `keeper`, `guardian` and `engine` never import each other; `engine` never imports `vrrp`,
+//! the other two never import `cache`. `http`, `balance`, `exchange`, `node`, `config` and
+//! `witness` are pure: no socket, clock, thread or randomness of their own.
 
 pub mod balance;
 pub mod cli;
@@ -16,6 +17,7 @@ pub mod engine;
 pub mod exchange;
 pub mod guardian;
 pub mod http;
+pub mod keeper;
 pub mod node;
 pub mod telemetry;
 pub mod witness;

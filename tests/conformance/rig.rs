@@ -65,8 +65,10 @@ impl Rig {
             listeners: vec![message::Listener { worker: 0, service, address }],
             link: None,
             log: config.log,
+            identity: None,
         };
-        let start = Start { snapshot, page, store: None, listeners: vec![OwnedFd::from(listener)] };
+        let listeners = vec![OwnedFd::from(listener)];
+        let start = Start { snapshot, page, store: None, listeners, access_log: None };
         let engine = Engine::start(start, Events::new(drop)).unwrap();
         let acceptor = Some(acceptor);
         Self { engine: Some(engine), address, connections, stop, acceptor }

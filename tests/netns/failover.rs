@@ -60,16 +60,14 @@ fn story(xdp: &str, io: &str) -> Result<()> {
     event(&mut pair, "engine killed", |pair| pair.kill_engine(master).map(drop), other)?;
     pair.wait_protected(other)?;
     event(&mut pair, "guardian killed", |pair| pair.kill_guardian(other), master)?;
-    pair.guardian(other)?.wait(Duration::from_secs(5))?;
-    pair.start(other)?;
     pair.wait_protected(master)?;
     event(&mut pair, "node lost", |pair| pair.kill_node(master), other)?;
     pair.heal(master)?;
     pair.start(master)?;
     pair.wait_protected(other)?;
-    let stop = |pair: &mut Pair| pair.guardian(other)?.signal(Signal::SIGTERM);
+    let stop = |pair: &mut Pair| pair.node(other)?.signal(Signal::SIGTERM);
     event(&mut pair, "stopped by SIGTERM", stop, master)?;
-    ensure!(pair.guardian(other)?.wait(Duration::from_secs(5))?.success(), "exit code of a stop");
+    ensure!(pair.node(other)?.wait(Duration::from_secs(5))?.success(), "exit code of a stop");
     Ok(())
 }
 

@@ -6,13 +6,14 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use nix::sys::signal::Signal;
+use tests::eventually;
 use tests::stall::{self, STALLS};
 use tests::topology::{Options, Pair, Side, VIP};
 
 const LIMIT: Duration = Duration::from_secs(15);
 
 /// An upgrade put another program in the place of the one that runs, or removed it: a dead engine
-/// is replaced by one of the guardian's own version.
+/// is replaced by one of the guardian's own version, and a dead guardian by one of the keeper's.
 #[test]
 #[ignore = "needs CAP_NET_ADMIN: cargo xtask test"]
 fn the_program_is_replaced_on_disk() -> Result<()> {
@@ -33,6 +34,13 @@ fn the_program_is_replaced_on_disk() -> Result<()> {
         pair.wait_protected(master)?;
         let name = fs::read_to_string(format!("/proc/{}/comm", pair.engine(backup)?))?;
         ensure!(name.trim() == "tandem", "the process is called {name}");
+        let before = pair.guardian(backup)?;
+        pair.kill_guardian(backup)?;
+        eventually("another guardian of the same version", LIMIT, || {
+            ensure!(pair.guardian(backup)? != before, "it is the old one");
+            Ok(())
+        })?;
+        pair.wait_protected(master)?;
     }
     Ok(())
 }
@@ -60,7 +68,7 @@ fn a_service_on_the_virtual_address_alone() -> Result<()> {
     for side in Side::ALL {
         ensure!(pair.memcached(&pair.client, side.address()).is_err(), "its own address serves");
     }
-    pair.guardian(master)?.signal(Signal::SIGTERM)?;
+    pair.node(master)?.signal(Signal::SIGTERM)?;
     pair.wait_role(master.other(), &["MASTER_SOLO"], LIMIT)?;
     served(&pair)
 }

@@ -128,8 +128,8 @@ fn a_stop_leaves_nothing_behind() -> Result<()> {
         pair.start(Side::A)?;
         pair.wait_role(Side::A, &["MASTER_SOLO"], Duration::from_secs(10))?;
         ensure!(traces(&pair)? != before, "{xdp}: a running node can be seen");
-        pair.guardian(Side::A)?.signal(Signal::SIGTERM)?;
-        pair.guardian(Side::A)?.wait(Duration::from_secs(5))?;
+        pair.node(Side::A)?.signal(Signal::SIGTERM)?;
+        pair.node(Side::A)?.wait(Duration::from_secs(5))?;
         let after = traces(&pair)?;
         ensure!(after == before, "{xdp}: left behind:\n{after}\nbefore:\n{before}");
     }
@@ -154,7 +154,7 @@ fn traces(pair: &Pair) -> Result<String> {
     Ok(format!("{}\nxdp {programs}\n{routes}\n{sysctls:?}", lasting.join("\n")))
 }
 
-/// Both processes of the master killed: nothing on that host answers for the address once its
+/// All processes of the master killed: nothing on that host answers for the address once its
 /// lifetime has passed.
 #[test]
 #[ignore = "needs CAP_NET_ADMIN: cargo xtask test"]
@@ -164,9 +164,7 @@ fn a_dead_node_loses_the_address() -> Result<()> {
             Pair::build("tandem-test", Options { xdp: xdp.into(), ..Options::default() })?;
         pair.start(Side::A)?;
         pair.wait_role(Side::A, &["MASTER_SOLO"], Duration::from_secs(10))?;
-        let engine = pair.engine(Side::A)?;
-        pair.kill_guardian(Side::A)?;
-        tests::process::end(engine)?;
+        pair.kill_all(Side::A)?;
         pair.client.ip(&["neighbour", "flush", "dev", "lan"])?;
         eventually("the address to expire", Duration::from_secs(5), || {
             let list = pair.namespace(Side::A).ip(&["-o", "address"])?;

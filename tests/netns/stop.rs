@@ -63,7 +63,7 @@ fn stop_with_requests_in_flight(mode: [&str; 2], paths: &[(&str, usize)]) -> Res
         .map(|(path, length)| (*path, *length, slow::request(&client, http(), path)))
         .collect();
     pass(Duration::from_millis(200))?;
-    pair.guardian(master)?.signal(Signal::SIGTERM)?;
+    pair.node(master)?.signal(Signal::SIGTERM)?;
     let mut refused = Vec::new();
     for (path, length, request) in requests {
         // a head that left before the stop could not say that the connection ends
@@ -75,7 +75,7 @@ fn stop_with_requests_in_flight(mode: [&str; 2], paths: &[(&str, usize)]) -> Res
             Err(error) => refused.push(format!("{error:#}")),
         }
     }
-    let ended = pair.guardian(master)?.wait(Duration::from_secs(12))?;
+    let ended = pair.node(master)?.wait(Duration::from_secs(12))?;
     pair.wait_role(master.other(), &["MASTER_SOLO"], Duration::from_secs(5))?;
     let (stream, written) = (stream.stop()?, writer.stop()?);
     server.stop()?;
@@ -123,8 +123,8 @@ fn a_stop_waits_for_a_slow_replica() -> Result<()> {
     let told = pair.wait_role(master, &["MASTER_SOLO"], Duration::from_secs(5));
     kill(engine, Signal::SIGCONT)?;
     told?;
-    pair.guardian(master)?.signal(Signal::SIGTERM)?;
-    ensure!(pair.guardian(master)?.wait(Duration::from_secs(12))?.success());
+    pair.node(master)?.signal(Signal::SIGTERM)?;
+    ensure!(pair.node(master)?.wait(Duration::from_secs(12))?.success());
     pair.wait_role(master.other(), &["MASTER_SOLO"], Duration::from_secs(5))?;
     let written = writer.stop()?;
     let lost = written.lost_at(&mut pair.memcached(&pair.client, VIP)?)?;
@@ -149,13 +149,13 @@ fn stop_with_a_long_request(
     let request = slow::request(&client, http(), "/wait/8000/100");
     pass(Duration::from_millis(300))?;
     let told = Instant::now();
-    pair.guardian(master)?.signal(Signal::SIGTERM)?;
+    pair.node(master)?.signal(Signal::SIGTERM)?;
     ensure!(idle.line().is_err_and(|error| error.to_string().contains("was closed")), "idle");
     ensure!(told.elapsed() < Duration::from_millis(300), "an idle connection was kept");
     pass(Duration::from_millis(500))?;
     ensure!(pair.is_running(master), "it did not wait");
     then(&mut pair, master)?;
-    ensure!(pair.guardian(master)?.wait(Duration::from_secs(5))?.success());
+    ensure!(pair.node(master)?.wait(Duration::from_secs(5))?.success());
     let lived = told.elapsed();
     let request = request.join().ok().context("the client panicked")?;
     drop(server);
@@ -174,7 +174,7 @@ fn a_stop_waits_no_longer_than_its_patience() -> Result<()> {
 #[test]
 #[ignore = "needs CAP_NET_ADMIN: cargo xtask test"]
 fn a_second_sigterm_ends_at_once() -> Result<()> {
-    let again = |pair: &mut Pair, master| pair.guardian(master)?.signal(Signal::SIGTERM);
+    let again = |pair: &mut Pair, master| pair.node(master)?.signal(Signal::SIGTERM);
     let (lived, request) = stop_with_a_long_request("60s", again)?;
     ensure!(lived < Duration::from_millis(1500), "it ended after {lived:?}");
     ensure!(request.is_err(), "{request:?}");

@@ -11,7 +11,7 @@ use tests::stall::Program;
 /// One fault.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Fault {
-    /// SIGKILL; a guardian is started again afterwards.
+    /// SIGKILL; another one is started by itself.
     Kill(Program),
     /// SIGSTOP, and SIGCONT after a time.
     Stop(Program, Duration),

@@ -67,8 +67,8 @@ fn inflict(pair: &mut Pair, fault: &Fault, victim: Side) -> Result<()> {
         }
         Fault::Stop(program, time) => pair.stall(victim, *program, *time),
         Fault::Restart => {
-            pair.guardian(victim)?.signal(Signal::SIGTERM)?;
-            pair.guardian(victim)?.wait(END).map(drop)
+            pair.node(victim)?.signal(Signal::SIGTERM)?;
+            pair.node(victim)?.wait(END).map(drop)
         }
         Fault::Lost => pair.kill_node(victim),
         Fault::Carrier(networks, time) => {

@@ -112,6 +112,31 @@ impl Pair {
     }
 }
 
+impl Pair {
+    /// A node's own filter: new connections to the guardians' port are refused in these words of
+    /// nftables, and every beat by datagram is dropped.
+    ///
+    /// # Errors
+    /// What `nft` says.
+    pub fn refuse_guardians(&self, side: Side, refusal: &str) -> Result<()> {
+        let table = "table inet refusing";
+        let rules = format!("tcp dport 7700 tcp flags & (syn | ack) == syn {refusal}");
+        let text = format!(
+            "{table}\ndelete {table}\n{table} {{\nchain in {{\ntype filter hook input priority 0;\n\
+             {rules}\nudp dport 7700 drop\n}}\n}}\n"
+        );
+        load(self.namespace(side), &text)
+    }
+
+    /// Undoes [`Pair::refuse_guardians`].
+    ///
+    /// # Errors
+    /// What `nft` says.
+    pub fn admit_guardians(&self, side: Side) -> Result<()> {
+        load(self.namespace(side), "table inet refusing\ndelete table inet refusing\n")
+    }
+}
+
 /// The whole table, replaced in one transaction.
 fn table(network: Network, rules: &[Rule]) -> String {
     let mut text = String::from("table netdev fault\ndelete table netdev fault\n");

@@ -5,6 +5,7 @@
 //! that is made is undone on drop, and only what this process made.
 
 pub mod clients;
+pub mod crowd;
 pub mod ethtool;
 pub mod eventually;
 pub mod filter;
@@ -12,7 +13,9 @@ pub mod netns;
 pub mod probe;
 pub mod process;
 pub mod random;
+pub mod rights;
 pub mod slow;
+pub mod sockets;
 pub mod stall;
 pub mod stranger;
 mod switch;

@@ -11,7 +11,8 @@ use nix::unistd::Pid;
 
 use crate::eventually;
 
-/// A child of ours: SIGKILLed and reaped on drop. Its output goes to a file.
+/// A child of ours: SIGKILLed on drop with all that it has started, and reaped. Its output goes to
+/// a file.
 #[derive(Debug)]
 pub struct Process {
     child: Child,
@@ -79,18 +80,28 @@ impl Process {
         .with_context(|| tail(&self.log, 20))
     }
 
-    /// The direct children of this process, by pid.
-    #[must_use]
-    pub fn children(&self) -> Vec<Pid> {
-        children_of(self.pid())
+    /// SIGKILL to it and to everything below it, from the top: who starts others goes first.
+    ///
+    /// # Errors
+    /// As of the kernel; that one has ended already is no error.
+    pub fn end_all(&mut self) -> Result<()> {
+        if !self.is_running() {
+            return Ok(());
+        }
+        let mut all = vec![self.pid()];
+        let mut next = 0;
+        while let Some(pid) = all.get(next) {
+            all.extend(children_of(*pid));
+            next += 1;
+        }
+        all.into_iter().try_for_each(end)
     }
 }
 
 impl Drop for Process {
     fn drop(&mut self) {
-        if self.is_running()
-            && let Err(error) = self.child.kill().and_then(|()| self.child.wait().map(drop))
-        {
+        let ended = self.end_all().and_then(|()| Ok(self.child.wait().map(drop)?));
+        if let Err(error) = ended {
             eprintln!("{} was not ended: {error}", self.name);
         }
     }

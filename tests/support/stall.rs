@@ -36,23 +36,17 @@ impl Pair {
     /// # Errors
     /// When it does not run.
     pub fn stall(&mut self, side: Side, program: Program, time: Duration) -> Result<()> {
-        match program {
-            Program::Guardian => {
-                self.guardian(side)?.signal(Signal::SIGSTOP)?;
-                let passed = pass(time);
-                self.guardian(side)?.signal(Signal::SIGCONT)?;
-                passed
-            }
-            Program::Engine => {
-                let engine = self.engine(side)?;
-                kill(engine, Signal::SIGSTOP)?;
-                let passed = pass(time);
-                if self.engine(side).is_ok_and(|now| now == engine) {
-                    kill(engine, Signal::SIGCONT)?;
-                }
-                passed
-            }
+        let running = |pair: &mut Self| match program {
+            Program::Guardian => pair.guardian(side),
+            Program::Engine => pair.engine(side),
+        };
+        let stopped = running(self)?;
+        kill(stopped, Signal::SIGSTOP)?;
+        let passed = pass(time);
+        if running(self).is_ok_and(|now| now == stopped) {
+            kill(stopped, Signal::SIGCONT)?;
         }
+        passed
     }
 }
 

@@ -303,7 +303,7 @@ listen = "127.0.0.1:9900"
         &self.tandem
     }
 
-    /// Starts a node's guardian, and its demo backend if wanted and not there yet.
+    /// Starts a node, and its demo backend if wanted and not there yet.
     ///
     /// # Errors
     /// When it runs already or cannot be started.
@@ -330,17 +330,26 @@ listen = "127.0.0.1:9900"
         Process::start(&format!("demo {}", side.name()), &mut command, &log)
     }
 
-    /// True while a node's guardian runs.
+    /// True while a node's keeper runs.
     pub fn is_running(&mut self, side: Side) -> bool {
         self.nodes[side as usize].as_mut().is_some_and(Process::is_running)
     }
 
-    /// The guardian's process.
+    /// The process that was started: the keeper.
     ///
     /// # Errors
     /// When the node was never started.
-    pub fn guardian(&mut self, side: Side) -> Result<&mut Process> {
+    pub fn node(&mut self, side: Side) -> Result<&mut Process> {
         self.nodes[side as usize].as_mut().context("the node was not started")
+    }
+
+    /// The guardian's pid.
+    ///
+    /// # Errors
+    /// When there is none just now.
+    pub fn guardian(&mut self, side: Side) -> Result<Pid> {
+        let node = self.node(side)?.pid();
+        child_running(node, "guardian").with_context(|| format!("no guardian at {}", side.name()))
     }
 
     /// The engine's pid.
@@ -348,7 +357,7 @@ listen = "127.0.0.1:9900"
     /// # Errors
     /// When there is none just now.
     pub fn engine(&mut self, side: Side) -> Result<Pid> {
-        let guardian = self.guardian(side)?.pid();
+        let guardian = self.guardian(side)?;
         child_running(guardian, "engine").with_context(|| format!("no engine at {}", side.name()))
     }
 
@@ -362,12 +371,22 @@ listen = "127.0.0.1:9900"
         Ok(engine)
     }
 
-    /// SIGKILL to the guardian.
+    /// SIGKILL to the guardian; the node's keeper starts another one.
     ///
     /// # Errors
-    /// When it was reaped already.
+    /// When there is none just now.
     pub fn kill_guardian(&mut self, side: Side) -> Result<()> {
-        self.guardian(side)?.signal(Signal::SIGKILL)
+        process::end(self.guardian(side)?)
+    }
+
+    /// SIGKILL to everything that runs on a node but its demo, and waits for that.
+    ///
+    /// # Errors
+    /// As of the kernel.
+    pub fn kill_all(&mut self, side: Side) -> Result<()> {
+        let node = self.node(side)?;
+        node.end_all()?;
+        node.wait(Duration::from_secs(5)).map(drop)
     }
 
     /// The loss of a node, in silence: its frames vanish first, then everything on it dies, and its
@@ -377,15 +396,8 @@ listen = "127.0.0.1:9900"
     /// As of the parts.
     pub fn kill_node(&mut self, side: Side) -> Result<()> {
         self.cut(side)?;
-        let guardian = self.guardian(side)?;
-        let children = guardian.children();
-        guardian.signal(Signal::SIGKILL)?;
-        for child in children {
-            // PDEATHSIG may have been quicker.
-            process::end(child)?;
-        }
+        self.kill_all(side)?;
         self.demos[side as usize] = None;
-        self.guardian(side)?.wait(Duration::from_secs(5))?;
         for interface in ["lan", "lo"] {
             // It stands on one of them at most.
             let address = VIP.to_string();

@@ -80,3 +80,55 @@ fn serves_again_with_its_content() -> Result<()> {
 fn serves_again_at_one_gibibyte() -> Result<()> {
     again("1280MiB", 1024)
 }
+
+/// The change of user disarms the signal of the parent's death, and the right to send one to
+/// another user is needed for it.
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn a_hung_engine_ends_with_its_guardian() -> Result<()> {
+    Node::start("64MiB")?.kill_guardian_of_hung_engine()
+}
+
+/// Whoever brings code into an engine dies with it at the first call that no engine makes; the
+/// guardian says so, and the next engine has the content.
+#[cfg(target_arch = "x86_64")]
+fn forbidden(io: &str) -> Result<()> {
+    let mut node = Node::start_with("64MiB", io)?;
+    let calls = [
+        ("makes a file", libc::SYS_mknodat),
+        ("starts a program", libc::SYS_execve),
+        ("makes a process", libc::SYS_clone),
+        ("makes a ring", libc::SYS_io_uring_setup),
+        ("becomes root", libc::SYS_setuid),
+        ("traces", libc::SYS_ptrace),
+        ("loads a program into the kernel", libc::SYS_bpf),
+        ("listens", libc::SYS_bind),
+        ("signals its guardian", libc::SYS_kill),
+    ];
+    for (number, (what, call)) in (1..).zip(calls) {
+        node.force_call(call).context(what)?;
+        node.connect_until_answer(&expected("keep", 1)).context(what)?;
+        eventually("the predecessor to be reaped", Duration::from_secs(5), || node.settled())?;
+        eventually("the guardian to name the cause", Duration::from_secs(5), || {
+            let named = node.logged("a system call that is not on its list");
+            ensure!(named == number, "{what}: named {named} times of {number}");
+            Ok(())
+        })
+        .with_context(|| node.log_tail())?;
+    }
+    Ok(())
+}
+
+#[test]
+#[cfg(target_arch = "x86_64")]
+#[ignore = "needs root: cargo xtask test"]
+fn a_forbidden_call_ends_the_engine_and_not_its_content() -> Result<()> {
+    forbidden("auto")
+}
+
+#[test]
+#[cfg(target_arch = "x86_64")]
+#[ignore = "needs root: cargo xtask test"]
+fn a_forbidden_call_ends_the_engine_and_not_its_content_epoll() -> Result<()> {
+    forbidden("epoll")
+}

@@ -12,6 +12,7 @@ use tempfile::TempDir;
 use tests::clients::Memcached;
 use tests::netns::Namespace;
 use tests::process::{Process, child_running, tail};
+use tests::rights::parent_of;
 use tests::{eventually, topology};
 
 use crate::workload::{Writer, expected};
@@ -21,7 +22,7 @@ const LIMIT: Duration = Duration::from_secs(5);
 
 /// The guardian, its namespace and its folder.
 pub(crate) struct Node {
-    guardian: Process,
+    keeper: Process,
     namespace: Namespace,
     folder: TempDir,
     killed: Option<Pid>,
@@ -29,6 +30,11 @@ pub(crate) struct Node {
 
 impl Node {
     pub(crate) fn start(memory: &str) -> Result<Self> {
+        Self::start_with(memory, "auto")
+    }
+
+    /// With a driver.
+    pub(crate) fn start_with(memory: &str, io: &str) -> Result<Self> {
         let namespace = Namespace::create("tandem-survival", "one")?;
         let folder = tempfile::Builder::new().prefix("tandem-survival").tempdir()?;
         let config = folder.path().join("node.toml");
@@ -36,13 +42,13 @@ impl Node {
         let text = format!(
             "[node]\nname = \"one\"\nstate_dir = \"{state}\"\n\
              [cache]\nlisten = [\"127.0.0.1:11211\"]\nmemory = \"{memory}\"\n\
-             [engine]\nworkers = 2\n[admin]\nlisten = \"127.0.0.1:9900\"\n"
+             [engine]\nworkers = 2\nio = \"{io}\"\n[admin]\nlisten = \"127.0.0.1:9900\"\n"
         );
         fs::write(&config, text)?;
         let mut command = namespace.command(topology::tandem_binary()?);
         command.arg("run").arg("--config").arg(&config);
-        let guardian = Process::start("tandem", &mut command, &folder.path().join("log"))?;
-        let node = Self { guardian, namespace, folder, killed: None };
+        let keeper = Process::start("tandem", &mut command, &folder.path().join("log"))?;
+        let node = Self { keeper, namespace, folder, killed: None };
         eventually("the first answer", Duration::from_secs(10), || {
             ensure!(node.client()?.set("keep", &expected("keep", 1))? == "STORED");
             Ok(())
@@ -63,15 +69,19 @@ impl Node {
         self.namespace.run(|| Memcached::connect(CACHE, LIMIT))
     }
 
+    fn guardian(&self) -> Result<Pid> {
+        child_running(self.keeper.pid(), "guardian").context("no guardian just now")
+    }
+
     fn engine(&self) -> Result<Pid> {
-        child_running(self.guardian.pid(), "engine")
+        child_running(self.guardian()?, "engine")
             .filter(|pid| Some(*pid) != self.killed)
             .context("no engine just now")
     }
 
     /// The memory of the store, through the guardian's descriptor.
     pub(crate) fn region(&self) -> Result<File> {
-        for entry in fs::read_dir(format!("/proc/{}/fd", self.guardian.pid()))? {
+        for entry in fs::read_dir(format!("/proc/{}/fd", self.guardian()?))? {
             let path = entry?.path();
             let target = fs::read_link(&path).unwrap_or_default();
             if target.to_string_lossy().contains("memfd:tandem-store") {
@@ -90,7 +100,7 @@ impl Node {
     ) -> Result<()> {
         let engine = eventually("an engine", LIMIT, || self.engine())?;
         let mut clients = writers.iter().map(|_| self.client()).collect::<Result<Vec<_>>>()?;
-        let guardian = self.guardian.pid();
+        let guardian = self.guardian()?;
         std::thread::scope(|scope| {
             for (writer, client) in writers.iter_mut().zip(&mut clients) {
                 // An error is the kill itself: the write is in doubt.
@@ -114,7 +124,7 @@ impl Node {
 
     /// Lets the guardian go on: it starts the next engine.
     pub(crate) fn resume(&mut self) -> Result<()> {
-        self.guardian.signal(Signal::SIGCONT)
+        Ok(kill(self.guardian()?, Signal::SIGCONT)?)
     }
 
     /// Reads every key through the next engine.
@@ -153,6 +163,36 @@ impl Node {
         kill(engine, Signal::SIGKILL)?;
         self.killed = Some(engine);
         Ok(())
+    }
+
+    /// Makes the engine's main thread make a system call: see [`tests::rights::force_call`].
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn force_call(&mut self, call: i64) -> Result<()> {
+        let engine = eventually("an engine in a system call", LIMIT, || {
+            let engine = self.engine()?;
+            tests::rights::force_call(engine, call, [0; 3]).map(|()| engine)
+        })?;
+        self.killed = Some(engine);
+        Ok(())
+    }
+
+    /// Stops the engine, so that it can do nothing, and kills its guardian; waits for its end.
+    pub(crate) fn kill_guardian_of_hung_engine(&mut self) -> Result<()> {
+        let engine = eventually("an engine", LIMIT, || self.engine())?;
+        let guardian = parent_of(engine)?;
+        kill(engine, Signal::SIGSTOP)?;
+        kill(guardian, Signal::SIGKILL)?;
+        eventually("the engine to end", LIMIT, || {
+            let stat = fs::read_to_string(format!("/proc/{engine}/stat")).unwrap_or_default();
+            ensure!(stat.is_empty() || stat.contains(") Z "), "{stat}");
+            Ok(())
+        })
+    }
+
+    /// How often the log says `words`.
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn logged(&self, words: &str) -> usize {
+        self.keeper.output().matches(words).count()
     }
 
     /// Connects again and again until one connection gives `value` of the key `keep`; counts them.

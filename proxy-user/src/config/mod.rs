@@ -309,7 +309,7 @@ pub struct Health {
 }
 
 /// The engine process.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Engine {
     /// Worker threads, 1 to 64; `None` = one per core the process may use.
     pub workers: Option<u16>,
@@ -320,6 +320,22 @@ pub struct Engine {
     /// Time that requests under way have to end when the node is stopped, 0 to 60 s. What is left
     /// then is cut off.
     pub stop_patience: Duration,
+    /// Whom it runs as when the guardian is root.
+    pub user: User,
+}
+
+/// A user of the host other than root.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum User {
+    /// By name; its primary group comes with it.
+    Name(String),
+    /// By number.
+    Id(u32),
+}
+
+impl User {
+    /// `nobody`, by the number that has no files.
+    pub const NOBODY: Self = Self::Id(65_534);
 }
 
 /// Driver of the engine.
@@ -474,6 +490,7 @@ impl Default for Engine {
             io: Io::Auto,
             stall_kill: Duration::from_secs(1),
             stop_patience: Duration::from_secs(10),
+            user: User::NOBODY,
         }
     }
 }

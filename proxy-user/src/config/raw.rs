@@ -127,6 +127,7 @@ pub(super) struct RawEngine {
     pub(super) workers: At<i64>,
     pub(super) io: At<String>,
     pub(super) stall_kill: At<String>,
+    pub(super) user: At<String>,
     pub(super) stop_patience: At<String>,
 }
 

@@ -64,6 +64,7 @@ servers = [ { address = "127.0.0.1:8081" } ]
 [engine]
 workers = 2
 io = "epoll"
+user = "tandem"
 "#;
     let config = parse(text, "t.toml").unwrap();
     assert_eq!(config.node.pair.unwrap().peers.len(), 2);
@@ -73,6 +74,9 @@ io = "epoll"
     assert_eq!(config.upstreams[usize::from(routes[0].upstream)].name, "z");
     assert_eq!(config.upstreams[usize::from(routes[1].upstream)].name, "a");
     assert_eq!(config.engine.workers, Some(2));
+    assert_eq!(config.engine.user, User::Name("tandem".to_owned()));
+    let numbered = parse(&text.replace("\"tandem\"", "\"990\""), "t.toml").unwrap();
+    assert_eq!(numbered.engine.user, User::Id(990));
 }
 
 #[test]
@@ -93,6 +97,10 @@ fn refusals_name_line_and_hint() {
         (&with("listen = []"), 3, "is empty", "at least one"),
         (&with("[engine]\nworkers = 0"), 4, "workers = 0 is out of range", "between 1 and 64"),
         (&with("[engine]\nio = \"urnig\""), 4, "is not known", "\"uring\"?"),
+        (&with("[engine]\nuser = \"root\""), 4, "never runs as root", "/etc/passwd"),
+        (&with("[engine]\nuser = \"0\""), 4, "never runs as root", "65534"),
+        (&with("[engine]\nuser = \"4294967295\""), 4, "is no user", "65534"),
+        (&with("[engine]\nuser = \"\""), 4, "is no user", "65534"),
         (&with("[admin]\nlisten = \"127.0.0.1:11211\""), 4, "used twice", "own port"),
         (&with("[node]\nname = \"a\"\nside = \"a\""), 5, "without a peer", "add peer"),
         (&with("[node]"), 3, "[node] name is missing", "name it"),

@@ -57,12 +57,18 @@ pub struct Channel<S, R> {
 /// # Errors
 /// What the kernel says.
 pub fn pair() -> io::Result<(GuardianEnd, OwnedFd)> {
+    let (ours, theirs) = pair_of()?;
+    Ok((Channel::new(ours), theirs))
+}
+
+/// The sockets of a new pair.
+pub(super) fn pair_of() -> io::Result<(OwnedFd, OwnedFd)> {
     let flags = SockFlag::SOCK_CLOEXEC;
     let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags)?;
     for end in [&ours, &theirs] {
         setsockopt(end, sockopt::SndBuf, &(2 * SIZE_MAX))?;
     }
-    Ok((Channel::new(ours), theirs))
+    Ok((ours, theirs))
 }
 
 impl<S: Serialize, R: DeserializeOwned> Channel<S, R> {

@@ -103,10 +103,22 @@ pub struct Snapshot {
     pub link: Option<Link>,
     /// Logs.
     pub log: config::Log,
+    /// Whom the engine becomes before it reads a stranger's byte; `None`: it is not root and stays
+    /// who it is.
+    pub identity: Option<Identity>,
+}
+
+/// A user and its group, by number; never root.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
+    /// User.
+    pub uid: u32,
+    /// Primary group; there are no others.
+    pub gid: u32,
 }
 
 /// One listening socket (SO_REUSEPORT: each worker has its own).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Listener {
     /// Who accepts from it.
     pub worker: u16,
@@ -286,6 +298,7 @@ mod tests {
                 peers: vec![backend],
             }),
             log: config.log,
+            identity: Some(Identity { uid: 65_534, gid: 65_534 }),
         }
     }
 

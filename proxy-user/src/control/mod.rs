@@ -1,11 +1,14 @@
 //! The boundary between guardian and engine: typed messages on a socket pair (`message`, `channel`)
-//! and the shared page that both read without a system call (`shared`).
+//! and the shared page that both read without a system call (`shared`). And the one between a
+//! guardian and the keeper that started it (`keeper`).
 //!
 //! The guardian creates both, passes the socket as the engine's standard input and everything else
 //! as descriptors with [`message::ToEngine::Config`]. Neither side ever waits for the other.
 
 pub mod channel;
 pub mod counters;
+pub mod descriptors;
+pub mod keeper;
 pub mod message;
 pub mod role;
 pub mod shared;
@@ -14,8 +17,8 @@ use std::io;
 
 use crate::config::Log;
 
-/// What a guardian starts its children from: the very program that it runs itself, though another
-/// version may stand in its place on disk by now, or nothing.
+/// What processes start their children from: the very program that they run themselves, though
+/// another version may stand in its place on disk by now, or nothing.
 pub const OWN_PROGRAM: &str = "/proc/self/exe";
 
 /// What processes are called.

@@ -6,14 +6,15 @@
 //!                     └────────── events ◀───────────────┘ one cache, under short locks
 //! ```
 //! It obeys: role and lease stand in the shared page, orders come by the control socket. It decides
-//! nothing about the pair. [`run`] is the process; [`start::Engine`] the same without a guardian's
-//! socket, for tests.
+//! nothing about the pair. [`Assignment`] is the process; [`start::Engine`] the same without a
+//! guardian's socket, for tests.
 
 pub mod connections;
 mod control;
 pub mod driver;
 pub mod link;
 mod region;
+mod rights;
 pub mod secure;
 pub mod start;
 #[cfg(test)]
@@ -22,4 +23,4 @@ pub(crate) mod testing;
 mod tests;
 pub mod worker;
 
-pub use control::{EngineError, run};
+pub use control::{Assignment, EngineError};

@@ -12,12 +12,12 @@ use cache::{Cache, PARTITIONS};
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
 
-use super::connections::Service;
 use super::connections::memcached::CacheService;
+use super::connections::{AccessSink, Service};
 use super::driver::{Driver, DriverOptions, IoMode};
 use super::region;
 use super::worker::{Events, Mail, Shared, Stop, Worker};
-use crate::control::message::{self, Hello, Snapshot, StoreReport};
+use crate::control::message::{self, Hello, Listener, Snapshot, StoreReport};
 use crate::control::shared::{Seat, SharedPage};
 
 /// Client connections open at once, in all workers together.
@@ -39,6 +39,8 @@ pub struct Start {
     pub store: Option<OwnedFd>,
     /// One for each of the snapshot's listeners, in that order.
     pub listeners: Vec<OwnedFd>,
+    /// Where the access log goes, if there is one.
+    pub access_log: Option<AccessSink>,
 }
 
 /// Why an engine does not start: a sentence for the operator.
@@ -64,15 +66,28 @@ pub struct Engine {
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
     hello: Hello,
+    /// Until [`Engine::open`].
+    posts: Vec<(Listener, OwnedFd)>,
 }
 
 impl Engine {
-    /// Attaches the store and starts the workers. `events` is called on their threads.
+    /// [`Engine::prepare`] and [`Engine::open`].
     ///
     /// # Errors
     /// See [`StartError`]; nothing runs then.
     pub fn start(start: Start, events: Events) -> Result<Self, StartError> {
-        let Start { snapshot, page, store, listeners } = start;
+        let mut engine = Self::prepare(start, events)?;
+        engine.open()?;
+        Ok(engine)
+    }
+
+    /// Attaches the store and starts the workers; they have their drivers, and nobody to serve.
+    /// `events` is called on their threads.
+    ///
+    /// # Errors
+    /// See [`StartError`]; nothing runs then.
+    pub fn prepare(start: Start, events: Events) -> Result<Self, StartError> {
+        let Start { snapshot, page, store, listeners, access_log } = start;
         let workers = usize::from(snapshot.workers);
         if listeners.len() != snapshot.listeners.len() || workers == 0 {
             return Err(StartError::Descriptors);
@@ -85,23 +100,30 @@ impl Engine {
             (None, _) => (None, None),
             (Some(_), None) => return Err(StartError::Descriptors),
         };
-        let generation = snapshot.generation;
         let mode = snapshot.io;
         let posts: Vec<_> = snapshot.listeners.clone().into_iter().zip(listeners).collect();
         let shared = Arc::new(Shared::new(snapshot, page, CONNECTIONS_MAX, service, events));
-        shared.http.open_log(&shared.config.log.access)?;
+        shared.http.start_log(access_log)?;
         let (threads, io) = spawn(&shared, mode)?;
-        for (listener, descriptor) in posts {
-            let mailbox = shared.mailboxes.get(usize::from(listener.worker));
+        let hello = Hello { version: message::VERSION, io, store: report };
+        Ok(Self { shared, threads, hello, posts })
+    }
+
+    /// Hands the listeners out: from here on strangers are read.
+    ///
+    /// # Errors
+    /// A listener of a worker that does not exist.
+    pub fn open(&mut self) -> Result<(), StartError> {
+        for (listener, descriptor) in std::mem::take(&mut self.posts) {
+            let mailbox = self.shared.mailboxes.get(usize::from(listener.worker));
             let mailbox = mailbox.ok_or(StartError::Descriptors)?;
             mailbox.post(Mail::Listen(descriptor, Service::of(&listener)));
         }
-        if generation > 0 {
+        if self.shared.config.generation > 0 {
             let until = Instant::now() + SWEEP_TIME;
-            shared.post(|| Mail::SweepUntil(Some(until)));
+            self.shared.post(|| Mail::SweepUntil(Some(until)));
         }
-        let hello = Hello { version: message::VERSION, io, store: report };
-        Ok(Self { shared, threads, hello })
+        Ok(())
     }
 
     /// What the guardian is told first.

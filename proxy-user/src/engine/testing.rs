@@ -32,6 +32,7 @@ pub(crate) fn snapshot(workers: u16) -> Snapshot {
         listeners: Vec::new(),
         link: None,
         log: config.log,
+        identity: None,
     }
 }
 
@@ -166,7 +167,7 @@ impl Rig {
         let (tell, events) = mpsc::channel();
         let tell = parking_lot::Mutex::new(tell);
         let tell = Events::new(move |event| drop(tell.lock().send(event)));
-        let start = Start { snapshot, page, store: Some(store), listeners };
+        let start = Start { snapshot, page, store: Some(store), listeners, access_log: None };
         let engine = Engine::start(start, tell).unwrap();
         Self { engine: Some(engine), page, cache, events }
     }

@@ -1,13 +1,14 @@
 //! Whole engines in this process: clients, roles, restarts, orders.
 
 use std::net::{Shutdown, SocketAddr, TcpListener};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::driver::tests::modes;
 use super::testing::{Client, Rig, snapshot, store};
 use super::worker::Mail;
+use super::{Assignment, EngineError};
 use crate::control::channel::{self, GuardianEnd};
 use crate::control::message::{self, SyncCommand, SyncEvent, Target, ToEngine, ToGuardian};
 use crate::control::role::State;
@@ -141,6 +142,11 @@ fn stopping_lets_answers_out_and_ends_in_time() {
     }
 }
 
+/// An engine of the guardian at the other end, in this process.
+fn run(control: OwnedFd) -> Result<(), EngineError> {
+    Assignment::receive(control)?.run()
+}
+
 /// The other end of a `run` on its own thread.
 fn guarded(workers: u16) -> (GuardianEnd, SharedPage, SocketAddr, JoinHandle<bool>) {
     let (guardian, theirs) = channel::pair().unwrap();
@@ -154,7 +160,7 @@ fn guarded(workers: u16) -> (GuardianEnd, SharedPage, SocketAddr, JoinHandle<boo
     let store = store();
     let fds = [page_fd.as_fd(), store.as_fd(), listener.as_fd()];
     guardian.send_with(&ToEngine::Config(Box::new(snapshot)), &fds).unwrap();
-    let thread = std::thread::spawn(move || super::run(theirs).is_ok());
+    let thread = std::thread::spawn(move || run(theirs).is_ok());
     (guardian, page, address, thread)
 }
 
@@ -237,7 +243,7 @@ fn descriptors_that_do_not_fit_are_refused_with_a_reason() {
     let (_page, page_fd) = SharedPage::create(1).unwrap();
     let message = ToEngine::Config(Box::new(snapshot(1)));
     guardian.send_with(&message, &[page_fd.as_fd()]).unwrap();
-    let thread = std::thread::spawn(move || super::run(theirs).is_ok());
+    let thread = std::thread::spawn(move || run(theirs).is_ok());
     assert!(matches!(answer(&guardian), ToGuardian::Failed { .. }));
     assert!(!thread.join().unwrap());
 }

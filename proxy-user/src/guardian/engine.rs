@@ -81,6 +81,8 @@ pub(super) struct Estate {
     pub(super) snapshot: Snapshot,
     /// A worker that makes no turn for this long is hung.
     pub(super) stall_kill: Duration,
+    /// Guardians before this one; the last left a dead engine on the listeners.
+    pub(super) before: u32,
 }
 
 impl Engines {
@@ -110,7 +112,7 @@ impl Engines {
             watcher: watcher.map_err(|error| Fault::of("cannot start a thread", error))?,
             current: None,
             living: HashMap::new(),
-            generation: 0,
+            generation: estate.before,
             early: 0,
             status,
             servers: None,
@@ -304,6 +306,13 @@ async fn own(mut child: Child, generation: u32, kill: oneshot::Receiver<()>, new
     let (how, killed) = match status {
         Ok(status) => {
             use std::os::unix::process::ExitStatusExt;
+            if status.signal() == Some(libc::SIGSYS) {
+                tracing::error!(
+                    generation,
+                    "the engine made a system call that is not on its list: a fault in it, or a \
+                     stranger's code; the kernel's log may have its number (seccomp, syscall=)"
+                );
+            }
             (status.to_string(), killed || status.signal() == Some(libc::SIGKILL))
         }
         Err(error) => (error.to_string(), killed),

@@ -26,7 +26,8 @@ impl Fault {
     }
 
     /// A runtime fault: what was tried, and the error.
-    pub(super) fn of(what: impl std::fmt::Display, error: impl std::fmt::Display) -> Self {
+    #[must_use]
+    pub fn of(what: impl std::fmt::Display, error: impl std::fmt::Display) -> Self {
         Self::Runtime(format!("{what}: {error}"))
     }
 

@@ -1,6 +1,6 @@
 //! The guardian process: it owns what must outlive an engine (listening sockets, the store's
 //! memory), the role, the address, the link to the other guardian; it starts engines and watches
-//! them.
+//! them. What must outlive a guardian it gives to the keeper, and the next guardian gets it back.
 //!
 //! ```text
 //! main thread: tokio, one thread ── signals, engine as a child, health checks, admin server
@@ -20,8 +20,10 @@ mod epoch;
 mod fault;
 pub mod health;
 mod host;
+mod legacy;
 mod mailbox;
 mod peer;
+mod rights;
 mod role;
 mod run;
 mod slots;

@@ -2,11 +2,11 @@
 
 use std::io::Write;
 use std::net::{SocketAddr, TcpListener};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use nix::sys::memfd::{MFdFlags, memfd_create};
+use tokio::net::UnixStream;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::sync::oneshot;
@@ -19,13 +19,17 @@ use super::epoch::EpochFile;
 use super::fault::Fault;
 use super::health;
 use super::host;
+use super::legacy::LegacyFile;
 use super::mailbox::{News, Order, Orders, mailbox};
+use super::rights;
 use super::role::{Parts, RoleThread};
 use super::start::{self, Listeners, Lock, PairKey};
 use super::status::{self, StatusHandle};
 use crate::cli;
 use crate::config::Config;
-use crate::control::message::{Link, ServerState, Snapshot, VERSION};
+use crate::control::descriptors::{Rank, rank};
+use crate::control::keeper::{self, Inherited, KeeperEnd, Lives, ToKeeper};
+use crate::control::message::{Identity, Link, ServerState, Snapshot, VERSION};
 use crate::control::shared::{Held, Seat, SharedPage};
 use crate::telemetry;
 use crate::witness::KEY_LABEL;
@@ -39,26 +43,36 @@ const GRACE: Duration = Duration::from_secs(2);
 /// Time to give the role away.
 const RESIGN_TIME: Duration = Duration::from_secs(1);
 
-/// Runs a node until it is stopped.
+/// Runs a node until it is stopped; `keeper` is the socket of the process that started this one.
 ///
 /// # Errors
 /// A wrong configuration, a host that refuses, an engine that cannot start.
-pub fn run(options: &cli::Run) -> Result<(), Fault> {
-    let (mut config, places) = match &options.config {
-        Some(file) => (start::load(file)?, None),
+pub fn run(options: &cli::Run, keeper: OwnedFd) -> Result<(), Fault> {
+    let keeper = KeeperEnd::new(keeper);
+    let mut inherited = keeper::inherit(&keeper)
+        .map_err(|error| Fault::of("a guardian is started by `tandem run`", error))?;
+    let (mut config, text, places) = match &options.config {
+        Some(file) => {
+            let text = start::text(file, &mut inherited)?;
+            (start::parse(&text, file)?, Some(text), None)
+        }
         None => {
             let places = Places::bind()?;
-            (Config::single(&places.addresses()), Some(places))
+            (Config::single(&places.addresses()), None, Some(places))
         }
     };
     start::apply(options, &mut config);
+    rights::keep(&config)?;
     let _logs =
         telemetry::init(&config.log).map_err(|error| Fault::of("cannot start logging", error))?;
+    if let Some(ended) = &inherited.lives.ended {
+        tracing::warn!(ended, "this guardian follows one that died");
+    }
     let warnings = start::host(&mut config)?;
     for warning in warnings {
         tracing::warn!("{warning}");
     }
-    let node = Node::prepare(config, options.config.is_some())?;
+    let node = Node::prepare(config, text, keeper, inherited)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| Fault::of("cannot start the runtime", error))?;
     let done = runtime.block_on(node.run(places));
@@ -70,8 +84,10 @@ pub fn run(options: &cli::Run) -> Result<(), Fault> {
 /// Everything that is there before the first thread and child.
 struct Node {
     config: Arc<Config>,
-    /// With a file, as opposed to the default node.
-    configured: bool,
+    /// The configuration file's text, as opposed to the default node's.
+    text: Option<String>,
+    keeper: Arc<KeeperEnd>,
+    lives: Lives,
     lock: Lock,
     page: SharedPage,
     seat: Held,
@@ -79,17 +95,22 @@ struct Node {
     epoch_file: EpochFile,
     page_fd: OwnedFd,
     store: Option<OwnedFd>,
+    legacy: LegacyFile,
     listeners: Listeners,
+    identity: Option<Identity>,
 }
 
 impl Node {
-    fn prepare(config: Config, configured: bool) -> Result<Self, Fault> {
-        let key = match &config.node.pair {
-            Some(pair) => PairKey::read(&pair.key_file)?,
-            None => PairKey::random()?,
-        };
+    fn prepare(
+        config: Config,
+        text: Option<String>,
+        keeper: KeeperEnd,
+        mut inherited: Inherited,
+    ) -> Result<Self, Fault> {
+        let configured = text.is_some();
+        let key = start::key(&config, &mut inherited)?;
         let folder = start::state_dir(&config, configured);
-        let lock = start::lock(&folder, !configured)?;
+        let lock = start::lock(&folder, !configured, inherited.take(start::LOCK))?;
         let epoch_file = EpochFile::open(&folder).map_err(|error| {
             Fault::Runtime(format!(
                 "the state file {}: {error}\n  hint: it keeps an epoch from being used twice; if \
@@ -97,18 +118,22 @@ impl Node {
                 folder.join("epoch").display()
             ))
         })?;
+        let identity = rights::identity(&config.engine.user)?;
+        if identity.is_none() {
+            tracing::info!("not root: the engine runs as the same user");
+        }
         let workers = start::workers(&config);
-        let listeners = Listeners::create(&config, workers)?;
-        let memory = |error| Fault::of("cannot make shared memory", error);
-        let (page, page_fd) = SharedPage::create(workers).map_err(memory)?;
-        let seat = page.hold(Seat::Guardian).map_err(memory)?;
-        let store =
-            config.cache.as_ref().map(|_| memfd_create(c"tandem-store", MFdFlags::MFD_CLOEXEC));
-        let store = store.transpose().map_err(|errno| memory(errno.into()))?;
+        let listeners = Listeners::create(&config, workers, &mut inherited)?;
+        let fault = |error| Fault::of("cannot make shared memory", error);
+        let (page, page_fd) = start::page(workers, &mut inherited).map_err(fault)?;
+        let seat = page.hold(Seat::Guardian).map_err(fault)?;
+        let (store, legacy) = start::store(&config, &mut inherited).map_err(fault)?;
         host::lock_memory();
-        Ok(Self {
+        let node = Self {
             config: Arc::new(config),
-            configured,
+            text,
+            keeper: Arc::new(keeper),
+            lives: inherited.lives,
             lock,
             page,
             seat,
@@ -116,8 +141,31 @@ impl Node {
             epoch_file,
             page_fd,
             store,
+            legacy,
             listeners,
-        })
+            identity,
+        };
+        node.leave_with_the_keeper()?;
+        Ok(node)
+    }
+
+    /// What the next guardian needs, should this one die.
+    fn leave_with_the_keeper(&self) -> Result<(), Fault> {
+        let fault = |error: std::io::Error| Fault::of("cannot make shared memory", error);
+        let key = start::memory(c"tandem-key", self.key.bytes()).map_err(fault)?;
+        let name = if self.config.node.pair.is_some() { start::PAIR_KEY } else { start::OWN_KEY };
+        let text = self.text.as_ref().map(|text| start::memory(c"tandem-config", text.as_bytes()));
+        let text = text.transpose().map_err(fault)?;
+        let mut all = vec![
+            (start::LOCK.to_owned(), self.lock.as_fd()),
+            (keeper::PAGE.to_owned(), self.page_fd.as_fd()),
+            (start::LEGACY.to_owned(), self.legacy.as_fd()),
+            (name.to_owned(), key.as_fd()),
+        ];
+        all.extend(text.as_ref().map(|text| (start::CONFIG.to_owned(), text.as_fd())));
+        all.extend(self.store.as_ref().map(|store| (start::STORE.to_owned(), store.as_fd())));
+        all.extend(self.listeners.names());
+        keeper::keep(&self.keeper, &all).map_err(|error| Fault::of("the keeper", error))
     }
 
     fn snapshot(&self) -> Snapshot {
@@ -143,6 +191,7 @@ impl Node {
                 peers: peers(&pair.peers),
             }),
             log: config.log.clone(),
+            identity: self.identity,
         }
     }
 
@@ -163,7 +212,9 @@ impl Node {
             config: Config::clone(&self.config),
             page: self.page,
             epoch_file: self.epoch_file,
-            folder: start::state_dir(&self.config, self.configured),
+            folder: start::state_dir(&self.config, self.text.is_some()),
+            legacy: self.legacy,
+            keeper: Arc::clone(&self.keeper),
             witness_key: self.key.derive(KEY_LABEL),
             peer: peer.map(|sockets| (sockets, self.key.derive("tandem guardians 1"))),
             sinks,
@@ -179,11 +230,15 @@ impl Node {
             listeners: self.listeners,
             snapshot,
             stall_kill: self.config.engine.stall_kill,
+            before: self.lives.before,
         };
+        status.lives(&self.lives);
         let main = Main {
             engines: Engines::new(estate, orders.clone(), news.clone(), status.clone())?,
             config: self.config,
-            configured: self.configured,
+            configured: self.text.is_some(),
+            silent: self.lives.before > 0,
+            keeper: self.keeper,
             role,
             orders,
             incoming,
@@ -241,6 +296,9 @@ impl Signals {
 struct Main {
     config: Arc<Config>,
     configured: bool,
+    /// An earlier guardian has told the user what is up.
+    silent: bool,
+    keeper: Arc<KeeperEnd>,
     role: RoleThread,
     orders: Orders,
     incoming: UnboundedReceiver<News>,
@@ -323,6 +381,8 @@ impl Main {
     ) -> Result<(), Fault> {
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let keeper = watchable(&self.keeper);
+        let keeper = keeper.map_err(|error| Fault::of("cannot watch the keeper", error))?;
         loop {
             let start_at = self.start_at.map(TokioInstant::from_std);
             let start = sleep_until(start_at.unwrap_or_else(TokioInstant::now));
@@ -338,6 +398,10 @@ impl Main {
                     self.engines.start()?;
                 }
                 Some(states) = states.recv() => self.engines.backends(states),
+                // it says nothing once the start is over: this is its end
+                _ = keeper.readable() => {
+                    return Err(Fault::Runtime("the keeper is gone: the node stops".to_owned()));
+                }
                 _ = tick.tick() => self.engines.tick(Instant::now()),
             }
         }
@@ -385,7 +449,12 @@ impl Main {
         self.settle(REST_TIME, |main| main.rested || main.engines.none_left()).await;
         self.orders.send(Order::Resign);
         self.settle(RESIGN_TIME, |main| main.resigned.is_some()).await;
-        self.engines.stop(patience, self.resigned == Some(true));
+        let handed_over = self.resigned == Some(true);
+        self.engines.stop(patience, handed_over);
+        if !handed_over {
+            // whoever waits to be accepted is reset, and connects to the other node
+            self.tell_keeper(&ToKeeper::Only { names: Vec::new() });
+        }
         self.settle(patience + RESIGN_TIME, |main| main.engines.none_left()).await;
         self.engines.kill_all();
         self.hurry = false;
@@ -422,10 +491,27 @@ impl Main {
         if std::mem::replace(&mut self.greeted, true) {
             return;
         }
-        let text = greeting(&self.config, self.configured);
-        // A closed standard output is no reason to stop.
-        drop(writeln!(std::io::stdout(), "{text}"));
+        self.tell_keeper(&ToKeeper::Ready);
+        if !self.silent {
+            let text = greeting(&self.config, self.configured);
+            // A closed standard output is no reason to stop.
+            drop(writeln!(std::io::stdout(), "{text}"));
+        }
     }
+
+    fn tell_keeper(&self, message: &ToKeeper) {
+        if let Err(error) = self.keeper.send(message) {
+            tracing::warn!(%error, "the keeper does not hear");
+        }
+    }
+}
+
+/// The keeper's socket, for its readiness alone.
+fn watchable(keeper: &KeeperEnd) -> std::io::Result<UnixStream> {
+    let socket = rank(keeper.as_fd().try_clone_to_owned()?, Rank::Keeper)?;
+    let socket = std::os::unix::net::UnixStream::from(socket);
+    socket.set_nonblocking(true)?;
+    UnixStream::from_std(socket)
 }
 
 /// What is up, and what to try.

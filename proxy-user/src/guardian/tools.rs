@@ -100,6 +100,7 @@ fn summary(report: &Value) -> String {
     if report["peer"]["configured"] == true {
         let link = if report["peer"]["connected"] == true { "connected" } else { "not connected" };
         lines.push(format!("peer {}: {}, {link}", text("/peer/name"), text("/peer/state")));
+        lines.extend(refused(&report["peer"]["refused"]));
         lines.push(format!("sync: {}", text("/sync/state")));
     }
     for alarm in report["alarms"].as_array().into_iter().flatten() {
@@ -129,7 +130,31 @@ fn summary(report: &Value) -> String {
     lines.join("\n")
 }
 
+/// What was refused on the peer's port, if anything was.
+fn refused(by_reason: &Value) -> Option<String> {
+    let reasons = by_reason.as_object()?.iter();
+    let reasons: Vec<String> = reasons.map(|(reason, count)| format!("{reason} {count}")).collect();
+    (!reasons.is_empty()).then(|| format!("refused on the peer's port: {}", reasons.join(", ")))
+}
+
 /// A string without its quotes.
 fn plain(value: &Value) -> &str {
     value.as_str().unwrap_or("-")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn refusals_by_reason_are_in_the_summary() {
+        let report = |refused: &str| {
+            let peer = format!("{{\"configured\": true, \"refused\": {refused}}}");
+            serde_json::from_str::<Value>(&format!("{{\"peer\": {peer}}}")).unwrap()
+        };
+        let said = summary(&report("{\"wrong_key\": 3, \"silent\": 1}"));
+        assert!(said.contains("\nrefused on the peer's port: silent 1, wrong_key 3\n"), "{said}");
+        let said = summary(&report("{}"));
+        assert!(said.contains("peer ") && !said.contains("refused"), "{said}");
+    }
 }

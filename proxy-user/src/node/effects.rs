@@ -30,7 +30,7 @@ pub struct NodeConfig {
 }
 
 /// What a guardian leaves to the next one on the same store ([`Effect::Remember`]).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Legacy {
     /// Where the store's content comes from.
     pub lineage: Lineage,

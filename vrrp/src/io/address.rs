@@ -102,18 +102,37 @@ impl Netlink {
     /// When the kernel's answer cannot be read.
     pub fn addresses(&mut self, index: u32) -> Result<Vec<AddressEntry>, IoError> {
         let object = format!("interface {index}");
-        let what = What { action: "list the addresses of", object: &object };
-        let all = RouteNetlinkMessage::GetAddress(AddressMessage::default());
-        let mut found: Vec<_> = self
-            .request(all, NLM_F_DUMP, &what)?
-            .iter()
-            .filter_map(|answer| match answer {
-                RouteNetlinkMessage::NewAddress(m) if m.header.index == index => entry(m),
-                _ => None,
-            })
-            .collect();
+        let mut found = self.all_addresses(&object)?;
+        found.retain(|entry| entry.spec.index == index);
         found.sort_by_key(|entry| entry.spec.address.is_ipv6());
         Ok(found)
+    }
+
+    /// Takes an address off every interface where it stands with a lifetime, that is, where a
+    /// [`VipAddress`] put it; an address that somebody else gave the host for ever stays. How many
+    /// were taken off.
+    ///
+    /// # Errors
+    /// No privilege, or the kernel's answer cannot be read.
+    pub fn take_off(&mut self, address: IpAddr) -> Result<usize, IoError> {
+        let mut taken = 0;
+        for entry in self.all_addresses(&address.to_string())? {
+            if entry.spec.address == address && entry.lifetime != Lifetime::Forever {
+                taken += usize::from(self.delete_address(&entry.spec)?);
+            }
+        }
+        Ok(taken)
+    }
+
+    fn all_addresses(&mut self, object: &str) -> Result<Vec<AddressEntry>, IoError> {
+        let what = What { action: "list the addresses of", object };
+        let all = RouteNetlinkMessage::GetAddress(AddressMessage::default());
+        let answers = self.request(all, NLM_F_DUMP, &what)?;
+        let entries = answers.iter().filter_map(|answer| match answer {
+            RouteNetlinkMessage::NewAddress(message) => entry(message),
+            _ => None,
+        });
+        Ok(entries.collect())
     }
 }
 

@@ -5,6 +5,7 @@ mod address;
 mod content;
 mod host;
 mod pair;
+mod rights;
 
 /// One broken rule.
 #[derive(Debug)]
@@ -59,7 +60,7 @@ const fn sim(name: &'static str) -> FoundBy {
 
 /// All of them.
 pub(super) fn all() -> impl Iterator<Item = &'static Mutant> {
-    [content::ROWS, address::ROWS, pair::ROWS, host::ROWS].into_iter().flatten()
+    [content::ROWS, address::ROWS, pair::ROWS, host::ROWS, rights::ROWS].into_iter().flatten()
 }
 
 #[cfg(test)]

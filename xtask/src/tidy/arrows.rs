@@ -51,8 +51,8 @@ struct Module {
     not_crates: &'static [&'static str],
 }
 
-/// `{http, balance, exchange, node, config, witness} <- control <- {guardian, engine} <- main`; the
-/// demo and telemetry serve both processes. `main`, `lib` and `cli` may name all.
+/// `{http, balance, exchange, node, config, witness} <- control <- {keeper, guardian, engine} <-
+/// main`; the demo and telemetry serve all processes. `main`, `lib` and `cli` may name all.
 const MODULES: &[Module] = &[
     Module { name: "http", modules: &[CORES], not_crates: &["vrrp", "cache"] },
     Module { name: "balance", modules: &[CORES], not_crates: &["vrrp", "cache"] },
@@ -63,6 +63,11 @@ const MODULES: &[Module] = &[
     Module { name: "control", modules: &[CORES, &["telemetry"]], not_crates: &[] },
     Module { name: "telemetry", modules: &[CORES, &["control"]], not_crates: &[] },
     Module { name: "demo", modules: &[CORES, &["telemetry"]], not_crates: &["vrrp"] },
+    Module {
+        name: "keeper",
+        modules: &[CORES, &["control", "telemetry", "cli"]],
+        not_crates: &["cache"],
+    },
     Module {
         name: "guardian",
         modules: &[CORES, &["control", "telemetry", "demo"]],

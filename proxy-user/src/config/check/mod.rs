@@ -50,7 +50,7 @@ const KEYS: &[(&str, &[&str])] = &[
             "health",
         ],
     ),
-    ("[engine]", &["workers", "io", "stall_kill", "stop_patience"]),
+    ("[engine]", &["workers", "io", "stall_kill", "stop_patience", "user"]),
     ("[log]", &["level", "access"]),
 ];
 

@@ -9,7 +9,9 @@ use super::super::problem::nearest;
 use super::super::raw::{
     At, Raw, RawAdmin, RawCache, RawEngine, RawHealth, RawHttp, RawRoute, RawServer, RawUpstream,
 };
-use super::super::{Ack, Admin, Balance, Cache, Engine, Health, Http, Io, Route, Server, Upstream};
+use super::super::{
+    Ack, Admin, Balance, Cache, Engine, Health, Http, Io, Route, Server, Upstream, User,
+};
 use super::Checker;
 
 const KIB: u64 = 1 << 10;
@@ -243,7 +245,27 @@ impl Checker<'_> {
         let key = "[engine] stop_patience";
         let patience = Duration::ZERO..=60 * SECOND;
         let stop_patience = self.time(&raw.stop_patience, key, unset.stop_patience, patience);
-        Engine { workers: (workers > 0).then_some(workers), io, stall_kill, stop_patience }
+        let user = raw.user.as_ref().and_then(|at| self.user(at)).unwrap_or(unset.user);
+        Engine { workers: (workers > 0).then_some(workers), io, stall_kill, stop_patience, user }
+    }
+
+    /// A user's name or number. Root is refused: who reads strangers' bytes never is.
+    fn user(&mut self, at: &Spanned<String>) -> Option<User> {
+        let text = at.get_ref().as_str();
+        let message = match text.parse::<u32>() {
+            Ok(0) => "[engine] user: the engine never runs as root".to_owned(),
+            // 2^32 - 1 means "unchanged" to the kernel.
+            Ok(id) if id < u32::MAX => return Some(User::Id(id)),
+            Err(_) if text == "root" => "[engine] user: the engine never runs as root".to_owned(),
+            Err(_)
+                if text.starts_with(|first: char| first.is_ascii_alphabetic() || first == '_') =>
+            {
+                return Some(User::Name(text.to_owned()));
+            }
+            _ => format!("[engine] user = \"{text}\" is no user"),
+        };
+        self.problem(at.span(), message, "a name of /etc/passwd, or a number such as \"65534\"");
+        None
     }
 
     pub(super) fn admin(&mut self, raw: &RawAdmin) -> Admin {

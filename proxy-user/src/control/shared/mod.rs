@@ -19,13 +19,13 @@ use super::role::{Role, State};
 use crate::http::Reason;
 
 pub(in crate::control) use raw::adopt;
-pub use raw::{Held, mark_on_fatal_signals, run_realtime};
+pub use raw::{Held, lift, mark_on_fatal_signals, run_realtime};
 
 /// Most workers that fit.
 pub const WORKERS_MAX: usize = 64;
 
 /// Magic and layout version; changes with every change of [`Page`] or of the counters' order.
-const MAGIC: u64 = u64::from_be_bytes(*b"tandem\0\x02");
+const MAGIC: u64 = u64::from_be_bytes(*b"tandem\0\x03");
 
 /// Room for reasons of HTTP refusals.
 const REASONS_MAX: usize = 64;
@@ -39,6 +39,7 @@ struct Page {
     workers: AtomicU32,
     role: AtomicU64,
     lease: AtomicU64,
+    guardian_turn: AtomicU64,
     guardian: AtomicU32,
     engine: AtomicU32,
     poke: AtomicU32,
@@ -168,6 +169,17 @@ impl SharedPage {
         now_ns < self.lease()
     }
 
+    /// Guardian only: its role thread has come round.
+    pub fn set_guardian_turn(&self, now_ns: u64) {
+        self.0.guardian_turn.store(now_ns, Ordering::Release);
+    }
+
+    /// When the guardian's role thread came round last ([`monotonic_ns`] time); 0: not yet.
+    #[must_use]
+    pub fn guardian_turn(&self) -> u64 {
+        self.0.guardian_turn.load(Ordering::Acquire)
+    }
+
     /// A worker's own part; `None` beyond the page's workers.
     #[must_use]
     pub fn worker(&self, worker: u16) -> Option<WorkerPage> {
@@ -222,6 +234,27 @@ impl SharedPage {
     #[must_use]
     pub fn engine_is_gone(&self) -> bool {
         self.engine_seats().all(|seat| !matches!(self.liveness(seat), Liveness::Alive(_)))
+    }
+
+    /// A new guardian on the page of a dead one: waits until [`Self::engine_is_gone`], then nobody
+    /// has a role or a lease. `false` when an engine is still there at `until_ns`.
+    ///
+    /// # Errors
+    /// As of [`Self::watch`].
+    pub fn take_over(&self, until_ns: u64) -> io::Result<bool> {
+        self.set_role(State::Boot, 0);
+        self.set_lease(0);
+        self.set_guardian_turn(0);
+        loop {
+            let alive = |seat: &Seat| matches!(self.liveness(*seat), Liveness::Alive(_));
+            let seats: Vec<Seat> = self.engine_seats().filter(alive).collect();
+            if seats.is_empty() {
+                return Ok(true);
+            }
+            if self.watch(&seats, self.poked(), Some(until_ns))? == Woken::Timeout {
+                return Ok(false);
+            }
+        }
     }
 
     /// Guardian only, when [`Self::engine_is_gone`]: empties the engine's seats, zeroes its gauges.

@@ -303,6 +303,16 @@ pub(in crate::control) fn adopt(descriptors: Vec<RawFd>) -> Vec<OwnedFd> {
     descriptors.into_iter().map(own).collect()
 }
 
+/// The same file under a descriptor of at least this number.
+///
+/// # Errors
+/// The limit of descriptors does not allow it; the file is closed then.
+pub fn lift(file: OwnedFd, least: RawFd) -> io::Result<OwnedFd> {
+    let lifted = fcntl(&file, FcntlArg::F_DUPFD_CLOEXEC(least))?;
+    // SAFETY: the kernel has just made this descriptor for us, and nobody else has its number.
+    Ok(unsafe { OwnedFd::from_raw_fd(lifted) })
+}
+
 /// SCHED_FIFO for the calling thread; what it spawns is scheduled as usual (reset on fork).
 ///
 /// # Errors

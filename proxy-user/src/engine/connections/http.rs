@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use super::http_log::AccessLog;
+use super::http_log::{AccessLog, AccessSink};
 use super::upstream_pool::{After, Upstream};
 use super::{Close, Closed, Ctx, Kind, Protocol};
 use crate::balance::Change;
@@ -56,12 +56,13 @@ impl Balancer {
         }
     }
 
-    /// Opens the access log, if there is to be one; once.
+    /// Starts the access log, if there is to be one; once.
     ///
     /// # Errors
-    /// The file cannot be opened, or no thread started.
-    pub fn open_log(&self, config: &config::AccessLog) -> io::Result<()> {
-        if let Some(log) = AccessLog::open(config)? {
+    /// No thread can be started.
+    pub fn start_log(&self, sink: Option<AccessSink>) -> io::Result<()> {
+        if let Some(sink) = sink {
+            let log = AccessLog::start(sink)?;
             self.log.get_or_init(|| log);
         }
         Ok(())

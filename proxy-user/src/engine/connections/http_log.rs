@@ -44,6 +44,27 @@ struct Inner {
     full: Condvar,
 }
 
+/// What an access log is written to: a file, or stderr. Opened while the process may still open
+/// files.
+#[derive(Debug)]
+pub struct AccessSink(Option<File>);
+
+impl AccessSink {
+    /// `None`: off.
+    ///
+    /// # Errors
+    /// The file cannot be opened.
+    pub fn open(config: &config::AccessLog) -> io::Result<Option<Self>> {
+        Ok(match config {
+            config::AccessLog::Off => None,
+            config::AccessLog::Stderr => Some(Self(None)),
+            config::AccessLog::File(path) => {
+                Some(Self(Some(OpenOptions::new().append(true).create(true).open(path)?)))
+            }
+        })
+    }
+}
+
 /// Where lines go. The thread ends with it.
 #[derive(Debug)]
 pub(super) struct AccessLog {
@@ -58,24 +79,18 @@ impl Drop for AccessLog {
 }
 
 impl AccessLog {
-    /// `None`: off.
+    /// Starts the thread that writes to `sink`.
     ///
     /// # Errors
-    /// The file cannot be opened, or no thread started.
-    pub(super) fn open(config: &config::AccessLog) -> io::Result<Option<Self>> {
-        let file = match config {
-            config::AccessLog::Off => return Ok(None),
-            config::AccessLog::Stderr => None,
-            config::AccessLog::File(path) => {
-                Some(OpenOptions::new().append(true).create(true).open(path)?)
-            }
-        };
+    /// No thread can be started.
+    pub(super) fn start(sink: AccessSink) -> io::Result<Self> {
+        let AccessSink(file) = sink;
         let inner = Arc::new(Inner::default());
         let weak = Arc::downgrade(&inner);
         let thread = thread::Builder::new()
             .name("access-log".to_owned())
             .spawn(move || write_out(&weak, file))?;
-        Ok(Some(Self { inner, thread: Mutex::new(Some(thread)) }))
+        Ok(Self { inner, thread: Mutex::new(Some(thread)) })
     }
 
     /// Writes out what is there; later lines are lost.

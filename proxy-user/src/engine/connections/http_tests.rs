@@ -174,7 +174,7 @@ impl Balancer {
         let (page, _) = crate::control::shared::SharedPage::create(2).unwrap();
         let events = Events::new(|_event| {});
         let shared = Arc::new(Shared::new(snapshot, page, 1000, None, events));
-        shared.http.open_log(log).unwrap();
+        shared.http.start_log(AccessSink::open(log).unwrap()).unwrap();
         let (mut addresses, mut threads) = (Vec::new(), Vec::new());
         for index in 0..2 {
             let listener = TcpListener::bind("127.0.0.1:0").unwrap();

@@ -38,6 +38,7 @@ mod http_tests;
 #[cfg(test)]
 mod tests;
 
+pub use http_log::AccessSink;
 pub use layer::{Layer, LayerError};
 
 /// Unsent bytes above which a connection's own input waits, and below which it goes on.

@@ -154,6 +154,7 @@ impl Uring {
         // until the ring is gone.
         unsafe { ring.submitter().register_buf_ring_with_flags(address, entries, GROUP, 0) }
             .map_err(refused("io_uring_register (buffer ring)"))?;
+        probe::restrict(&ring).map_err(refused("io_uring_register (restrictions)"))?;
         buffers.publish();
         let no_iowait = ring.params().is_feature_no_iowait();
         let mut driver = Self {

@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 use nix::poll::PollFlags;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
-use super::session::{Handshake, Introduction, Refused, SEALED_MAX, Session};
+use super::refusals::Refused;
+use super::session::{Handshake, Introduction, SEALED_MAX, Session};
 use crate::control::message::Secret;
 
 /// Time for connect and handshake together.
@@ -140,7 +141,8 @@ impl Connection {
         let end = match self.stage {
             Some(Stage::Connecting(_)) => End::NoAnswer,
             _ if self.dialled => End::Lost,
-            _ => End::Refused(Refused::Protocol),
+            Some(Stage::Unproved) => End::Refused(Refused::Unproved),
+            _ => End::Refused(Refused::Silent),
         };
         late.then_some(end)
     }
@@ -276,7 +278,7 @@ impl Connection {
         let length = usize::from(u16::from_be_bytes(length));
         if length > SEALED_MAX {
             let stranger = !self.is_open();
-            taken.end = Some(if stranger { End::Refused(Refused::Protocol) } else { End::Lost });
+            taken.end = Some(if stranger { End::Refused(Refused::Malformed) } else { End::Lost });
             return None;
         }
         if self.input.len() < 2 + length {
@@ -308,7 +310,7 @@ impl Connection {
             Some(stage @ (Stage::Unproved | Stage::Open)) => {
                 let opened = session.as_ref().and_then(|one| one.open_frame(self.received, frame));
                 let message = opened.ok_or(match stage {
-                    Stage::Unproved => End::Refused(Refused::Key),
+                    Stage::Unproved => End::Refused(Refused::Unproved),
                     _ => End::Lost,
                 })?;
                 self.received += 1;

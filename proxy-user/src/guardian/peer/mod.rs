@@ -3,18 +3,20 @@
 //! Side a dials each of the peer's addresses, side b listens: so there is at most one connection a
 //! path and no rule is needed for two. The eldest that is open is *the* control connection of
 //! [`crate::node`]; when it ends, the next takes its place. A stranger (wrong key, wrong cluster,
-//! same side) is refused, counted, and named in the log once in ten seconds.
+//! same side, a crowd) is refused, and counted by reason.
 //!
 //! Driven by the role thread: poll [`PeerLink::interests`], then [`PeerLink::turn`].
 
 mod asker;
 mod connection;
+mod datagrams;
+mod door;
 mod places;
+mod refusals;
 mod session;
 #[cfg(test)]
 mod tests;
 
-use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
@@ -28,8 +30,8 @@ use crate::node::{ControlEvent, PeerMessage, Via};
 
 use asker::Asker;
 use connection::{Connection, End};
-use places::{ACCEPTS_MAX, Admission, admit};
-use session::{Refused, Session};
+use refusals::{Cause, Line, Refusals, Refused};
+use session::Session;
 
 pub(super) use session::Introduction;
 
@@ -37,14 +39,8 @@ pub(super) use session::Introduction;
 const REDIAL: Duration = Duration::from_millis(100);
 /// After a refusal: strangers do not change soon.
 const REDIAL_REFUSED: Duration = Duration::from_secs(1);
-/// After an accept that the host could not serve (no descriptors): when to try again.
-const ACCEPT_RETRY: Duration = Duration::from_millis(50);
 /// Sessions kept without their connection.
 const KEPT_MAX: usize = 8;
-/// Datagrams taken from one socket in one turn.
-const DATAGRAMS_MAX: usize = 256;
-/// Between two log lines on the same refusal.
-const LOG_EVERY: Duration = Duration::from_secs(10);
 
 /// What arrived, in order.
 #[derive(Debug, Clone, PartialEq)]
@@ -60,10 +56,8 @@ pub(super) enum Input {
 /// Numbers for status and metrics.
 #[derive(Debug, Clone, Default)]
 pub(super) struct PeerStats {
-    /// Handshakes refused, by us or by the other.
-    pub(super) refused: u64,
-    /// Datagrams that no session opened: strangers, replays, leftovers of a former session.
-    pub(super) datagrams_refused: u64,
+    /// Connections and datagrams refused, by reason.
+    pub(super) refused: Vec<(&'static str, u64)>,
     /// Datagrams opened.
     pub(super) beats_received: u64,
     /// Datagrams sent.
@@ -74,7 +68,7 @@ pub(super) struct PeerStats {
     pub(super) connections: usize,
     /// Its version, once known.
     pub(super) version: Option<String>,
-    /// Why the last handshake was refused.
+    /// Why the last one was refused.
     pub(super) refused_reason: Option<String>,
 }
 
@@ -113,10 +107,12 @@ pub(super) struct PeerLink {
     found: Vec<Input>,
     /// Nothing is accepted before then.
     accept_at: Option<Instant>,
+    /// Whose turn it is to be accepted from.
+    next_listener: usize,
     /// The control connection has ended: is there still a guardian?
     asker: Option<Asker>,
     stats: PeerStats,
-    said: Option<(Refused, Instant)>,
+    refusals: Refusals,
 }
 
 impl PeerLink {
@@ -142,15 +138,31 @@ impl PeerLink {
             current: None,
             found: Vec::new(),
             accept_at: None,
+            next_listener: 0,
             asker: None,
-            said: None,
+            refusals: Refusals::new(),
         }
     }
 
     /// Numbers.
     pub(super) fn stats(&self) -> PeerStats {
         let connections = self.links.iter().filter(|link| link.connection.is_open()).count();
-        PeerStats { connections, ..self.stats.clone() }
+        PeerStats {
+            connections,
+            refused: self.refusals.by_reason(),
+            refused_reason: self.refusals.newest(),
+            ..self.stats.clone()
+        }
+    }
+
+    /// Why the peer cannot be understood, by what was refused in the last seconds.
+    pub(super) fn likely_cause(&self, now: Instant) -> Option<Cause> {
+        self.refusals.cause(now)
+    }
+
+    /// What is to be said of refusals now.
+    pub(super) fn lines(&mut self, now: Instant) -> Vec<Line> {
+        self.refusals.lines(now)
     }
 
     /// Everything to poll.
@@ -177,7 +189,7 @@ impl PeerLink {
     /// Takes everything that has arrived, datagrams first.
     pub(super) fn turn(&mut self, now: Instant) -> Vec<Input> {
         let mut inputs = std::mem::take(&mut self.found);
-        self.take_datagrams(&mut inputs);
+        self.take_datagrams(now, &mut inputs);
         self.accept(now);
         self.turn_links(now, &mut inputs);
         self.ask(now, &mut inputs);
@@ -209,81 +221,6 @@ impl PeerLink {
         }
     }
 
-    fn send_datagrams(&mut self, bytes: &[u8]) {
-        for (path, to) in self.paths.clone().into_iter().enumerate() {
-            let Some(session) = self.newest() else { return };
-            // the receiver says on which of *our* paths it hears us
-            let bytes = [bytes, &[u8::try_from(path).unwrap_or(u8::MAX)]].concat();
-            let Some(datagram) = session.seal_datagram(&bytes) else { return };
-            let family = |socket: &&std::net::UdpSocket| {
-                socket.local_addr().is_ok_and(|own| own.is_ipv4() == to.is_ipv4())
-            };
-            let Some(socket) = self.sockets.udp.iter().find(family) else { continue };
-            // A path without a route is a path without beats, which is what the peer then sees.
-            if socket.send_to(&datagram, to).is_ok() {
-                self.stats.beats_sent += 1;
-            }
-        }
-    }
-
-    /// The session that was opened last.
-    fn newest(&mut self) -> Option<&mut Session> {
-        let links = self.links.iter_mut().filter(|link| link.serial > 0);
-        let links = links.filter_map(|link| Some((link.serial, link.session.as_mut()?)));
-        let kept = self.kept.iter_mut().map(|kept| (kept.serial, &mut kept.session));
-        links.chain(kept).max_by_key(|(serial, _)| *serial).map(|(_, session)| session)
-    }
-
-    fn take_datagrams(&mut self, inputs: &mut Vec<Input>) {
-        let mut buffer = [0; 2048];
-        for index in 0..self.sockets.udp.len() {
-            for _ in 0..DATAGRAMS_MAX {
-                let Some(socket) = self.sockets.udp.get(index) else { break };
-                match socket.recv_from(&mut buffer) {
-                    Ok((length, from)) => {
-                        let datagram = buffer.get(..length).unwrap_or_default();
-                        self.take_datagram(datagram, from, inputs);
-                    }
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                    // An ICMP error of an earlier send; the next datagram may be good.
-                    Err(_) => {}
-                }
-            }
-        }
-    }
-
-    fn take_datagram(&mut self, datagram: &[u8], from: SocketAddr, inputs: &mut Vec<Input>) {
-        let mut opened = None;
-        let links = self.links.iter_mut().enumerate();
-        for (index, session) in links.filter_map(|(i, link)| Some((i, link.session.as_mut()?))) {
-            if session.owns(datagram) {
-                opened = session.open_datagram(datagram).map(|bytes| (bytes, Some(index)));
-            }
-        }
-        for kept in self.kept.iter_mut().filter(|kept| kept.session.owns(datagram)) {
-            opened = kept.session.open_datagram(datagram).map(|bytes| (bytes, None));
-        }
-        let message = opened.and_then(|(bytes, index)| {
-            let (theirs, bytes) = bytes.split_last()?;
-            let message = PeerMessage::decode(bytes).ok()?;
-            Some((message, usize::from(*theirs), index))
-        });
-        let Some((message, theirs, index)) = message else {
-            self.stats.datagrams_refused += 1;
-            return;
-        };
-        self.stats.beats_received += 1;
-        let ours = self.paths.iter().position(|path| path.ip() == from.ip());
-        inputs.extend(ours.map(Input::Heard));
-        if let Some(link) = index.and_then(|index| self.links.get_mut(index))
-            && link.connection.prove()
-        {
-            let index = index.unwrap_or_default();
-            self.open(index, inputs);
-        }
-        inputs.push(Input::Message(message, ours.map(|ours| Via { ours, theirs })));
-    }
-
     /// Goes on asking whether a guardian listens; a refusal is proof of death.
     fn ask(&mut self, now: Instant, inputs: &mut Vec<Input>) {
         let Some(asker) = &mut self.asker else { return };
@@ -293,55 +230,6 @@ impl PeerLink {
         }
         if refused || asker.is_over(now) {
             self.asker = None;
-        }
-    }
-
-    fn accept(&mut self, now: Instant) {
-        if self.accept_at.is_some_and(|at| now < at) {
-            return;
-        }
-        self.accept_at = None;
-        for listener in 0..self.sockets.tcp.len() {
-            for _ in 0..ACCEPTS_MAX {
-                let Some(socket) = self.sockets.tcp.get(listener) else { break };
-                match socket.accept() {
-                    Ok((socket, remote)) => self.admit(now, socket, remote),
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                    // it was gone before we came
-                    Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
-                    Err(error) => {
-                        tracing::warn!(%error, "cannot accept a connection on the peer port");
-                        self.accept_at = Some(now + ACCEPT_RETRY);
-                        return;
-                    }
-                }
-            }
-        }
-    }
-
-    fn admit(&mut self, now: Instant, socket: std::net::TcpStream, remote: SocketAddr) {
-        let runs = |link: &Link| link.serial == 0 && !link.connection.dialled;
-        let running: Vec<usize> =
-            (0..self.links.len()).filter(|index| runs(&self.links[*index])).collect();
-        let sources: Vec<_> =
-            running.iter().map(|index| self.links[*index].connection.remote.ip()).collect();
-        let peers: Vec<_> = self.paths.iter().map(SocketAddr::ip).collect();
-        let time = match admit(remote.ip(), &peers, &sources) {
-            Admission::Take(time) => time,
-            Admission::Replace(eldest, time) => {
-                if let Some(index) = running.get(eldest) {
-                    self.stats.refused += 1;
-                    self.links.remove(*index);
-                }
-                time
-            }
-            Admission::Refuse => {
-                self.stats.refused += 1;
-                return;
-            }
-        };
-        if let Ok(connection) = Connection::accept(now + time, socket, remote, &self.key) {
-            self.links.push(Link { serial: 0, path: None, connection, session: None });
         }
     }
 
@@ -367,13 +255,14 @@ impl PeerLink {
         while let Some(link) = self.links.get_mut(index) {
             let taken = link.connection.turn(&self.us, &mut link.session);
             let end = taken.end.or_else(|| link.connection.overdue(now));
+            let remote = link.connection.remote;
             if taken.opened {
                 self.open(index, inputs);
             }
             for bytes in taken.messages {
                 match PeerMessage::decode(&bytes) {
                     Ok(message) => inputs.push(Input::Message(message, None)),
-                    Err(error) => tracing::warn!(%error, "the peer sent what we do not know"),
+                    Err(error) => self.refuse(now, Refused::Message(error), remote),
                 }
             }
             match end {
@@ -428,7 +317,7 @@ impl PeerLink {
         }
         let pause = match end {
             End::Refused(refused) => {
-                self.refuse(now, refused, link.connection.remote);
+                self.refuse(now, refused.clone(), link.connection.remote);
                 REDIAL_REFUSED
             }
             End::ClosedByPeer => Duration::ZERO,
@@ -457,13 +346,8 @@ impl PeerLink {
         }
     }
 
-    fn refuse(&mut self, now: Instant, refused: &Refused, remote: SocketAddr) {
-        self.stats.refused += 1;
-        self.stats.refused_reason = Some(refused.to_string());
-        let said = self.said.as_ref();
-        if said.is_none_or(|(last, at)| last != refused || now >= *at + LOG_EVERY) {
-            tracing::warn!(%remote, reason = %refused, "refused a guardian");
-            self.said = Some((refused.clone(), now));
-        }
+    fn refuse(&mut self, now: Instant, refused: Refused, from: SocketAddr) {
+        let peer = self.paths.iter().any(|path| path.ip() == from.ip());
+        self.refusals.count(now, from, peer, refused);
     }
 }

@@ -4,7 +4,7 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-/// Connections accepted in one turn, at most: a flood must not delay a beat.
+/// Connections accepted in one turn, from all listeners together: a flood must not delay a beat.
 pub(super) const ACCEPTS_MAX: usize = 16;
 /// Running handshakes from one address.
 const PER_SOURCE: usize = 2;

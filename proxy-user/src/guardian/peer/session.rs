@@ -8,6 +8,7 @@
 //! outlives its connection, so a broken connection silences nobody.
 //!
 //! ```text
+//! message of a handshake: Noise's, its payload version 1 | introduction
 //! datagram: version 1 | session 8 | counter 8 | sealed bytes, tag 16
 //! frame:    length 2 | sealed bytes, tag 16          (its counter is its place in the stream)
 //! nonce:    counter << 1 | 1 for datagrams, counter << 1 for frames
@@ -16,13 +17,13 @@
 use serde::{Deserialize, Serialize};
 use snow::{Builder, HandshakeState, StatelessTransportState};
 
+use super::refusals::Refused;
 use crate::config::Side;
 use crate::control::message::Secret;
+use crate::node::WIRE_VERSION;
 
 const NOISE: &str = "Noise_NNpsk0_25519_ChaChaPoly_BLAKE2s";
 const PROLOGUE: &[u8] = b"tandem guardian 1";
-/// First byte of a datagram.
-const DATAGRAM_VERSION: u8 = 1;
 const HEADER: usize = 17;
 const TAG: usize = 16;
 /// Longest sealed message, bytes.
@@ -47,29 +48,6 @@ pub(in crate::guardian) struct Introduction {
     pub(in crate::guardian) heartbeat_us: u64,
     /// Must be the same.
     pub(in crate::guardian) dead_after: u32,
-}
-
-/// Why a stranger, or a peer that is set up differently, is refused.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub(in crate::guardian) enum Refused {
-    /// The handshake does not open under our key.
-    #[error("wrong key, or not a tandem guardian")]
-    Key,
-    /// It closed the connection in the middle of the handshake.
-    #[error("it refused us during the handshake: its log says why (wrong key or cluster?)")]
-    ByPeer,
-    /// Its cluster has another name.
-    #[error("it belongs to cluster \"{0}\"")]
-    Cluster(String),
-    /// It has our own side.
-    #[error("both nodes are side \"{0}\": one must be a, the other b")]
-    Side(&'static str),
-    /// Its heartbeat or dead_after differs from ours.
-    #[error("its heartbeat is {0} us with dead_after {1}, ours differ")]
-    Timing(u64, u32),
-    /// A frame that breaks the rules, or too late.
-    #[error("it broke the handshake's rules")]
-    Protocol,
 }
 
 impl Introduction {
@@ -108,7 +86,7 @@ impl Handshake {
 
     /// Our next message.
     pub(super) fn write(&mut self, us: &Introduction) -> Option<Vec<u8>> {
-        let payload = postcard::to_stdvec(us).ok()?;
+        let payload = postcard::to_extend(us, vec![WIRE_VERSION]).ok()?;
         let mut message = vec![0; SEALED_MAX];
         let length = self.0.write_message(&payload, &mut message).ok()?;
         message.truncate(length);
@@ -119,10 +97,15 @@ impl Handshake {
     pub(super) fn read(&mut self, message: &[u8]) -> Result<Introduction, Refused> {
         let mut payload = vec![0; SEALED_MAX];
         let length = self.0.read_message(message, &mut payload).map_err(|_error| Refused::Key)?;
-        let whole = postcard::take_from_bytes(payload.get(..length).unwrap_or_default());
-        match whole {
+        // It has the key: whatever it says, it is no stranger.
+        let (&version, rest) =
+            payload.get(..length).and_then(<[u8]>::split_first).ok_or(Refused::Malformed)?;
+        if version != WIRE_VERSION {
+            return Err(Refused::Version(version));
+        }
+        match postcard::take_from_bytes(rest) {
             Ok((introduction, [])) => Ok(introduction),
-            _ => Err(Refused::Protocol),
+            _ => Err(Refused::Malformed),
         }
     }
 
@@ -155,31 +138,33 @@ impl Session {
         let counter = self.sent;
         let mut datagram = vec![0; HEADER + message.len() + TAG];
         let (header, body) = datagram.split_at_mut(HEADER);
-        header[0] = DATAGRAM_VERSION;
+        header[0] = WIRE_VERSION;
         header[1..9].copy_from_slice(&self.id);
         header[9..].copy_from_slice(&counter.to_be_bytes());
         self.keys.write_message(counter << 1 | 1, message, body).ok()?;
         Some(datagram)
     }
 
-    /// Whether a datagram claims to belong here.
-    pub(super) fn owns(&self, datagram: &[u8]) -> bool {
-        datagram.first() == Some(&DATAGRAM_VERSION) && datagram.get(1..9) == Some(&self.id)
+    /// Whether a datagram of this session id claims to belong here.
+    pub(super) fn owns(&self, id: [u8; 8]) -> bool {
+        self.id == id
     }
 
     /// Opens a datagram of this session that was not seen before.
-    pub(super) fn open_datagram(&mut self, datagram: &[u8]) -> Option<Vec<u8>> {
-        if datagram.len() > HEADER + SEALED_MAX {
-            return None;
+    pub(super) fn open_datagram(&mut self, datagram: &[u8]) -> Result<Vec<u8>, Refused> {
+        let (header, sealed) =
+            datagram.split_at_checked(HEADER).ok_or(Refused::DatagramMalformed)?;
+        let counter = header.get(9..).and_then(|bytes| <[u8; 8]>::try_from(bytes).ok());
+        let counter = u64::from_be_bytes(counter.ok_or(Refused::DatagramMalformed)?);
+        if counter >= 1 << 62 {
+            return Err(Refused::DatagramForged);
         }
-        let counter = <[u8; 8]>::try_from(datagram.get(9..HEADER)?).ok()?;
-        let counter = u64::from_be_bytes(counter);
-        if counter >= 1 << 62 || !self.window.is_new(counter) {
-            return None;
+        if !self.window.is_new(counter) {
+            return Err(Refused::DatagramReplay);
         }
-        let opened = self.open(counter << 1 | 1, datagram.get(HEADER..)?)?;
+        let opened = self.open(counter << 1 | 1, sealed).ok_or(Refused::DatagramForged)?;
         self.window.mark(counter);
-        Some(opened)
+        Ok(opened)
     }
 
     /// Seals the `counter`th frame of the connection, with its length before it.
@@ -202,6 +187,21 @@ impl Session {
         let length = self.keys.read_message(nonce, sealed, &mut message).ok()?;
         message.truncate(length);
         Some(message)
+    }
+}
+
+/// The session that a datagram says it is of, before any key is tried.
+pub(super) fn session_of(datagram: &[u8]) -> Result<[u8; 8], Refused> {
+    if datagram.len() < HEADER + TAG || datagram.len() > HEADER + SEALED_MAX {
+        return Err(Refused::DatagramMalformed);
+    }
+    match datagram.split_first_chunk::<1>() {
+        Some(([WIRE_VERSION], rest)) => {
+            let id = rest.first_chunk::<8>().ok_or(Refused::DatagramMalformed)?;
+            Ok(*id)
+        }
+        Some(([version], _)) => Err(Refused::DatagramVersion(*version)),
+        None => Err(Refused::DatagramMalformed),
     }
 }
 
@@ -273,16 +273,17 @@ pub(super) mod tests {
     fn datagrams_and_frames() {
         let (mut a, mut b) = sessions();
         let datagram = a.seal_datagram(b"beat").unwrap();
-        assert!(b.owns(&datagram));
+        let id = session_of(&datagram).unwrap();
+        assert!(b.owns(id));
         assert_eq!(b.open_datagram(&datagram).unwrap(), b"beat");
-        assert_eq!(b.open_datagram(&datagram), None, "replayed");
-        assert_eq!(a.open_datagram(&datagram), None, "reflected");
+        assert_eq!(b.open_datagram(&datagram), Err(Refused::DatagramReplay));
+        assert_eq!(a.open_datagram(&datagram), Err(Refused::DatagramForged), "reflected");
         let frame = b.seal_frame(0, b"bye").unwrap();
         assert_eq!(a.open_frame(1, &frame[2..]), None);
         assert_eq!(a.open_frame(0, &frame[2..]).unwrap(), b"bye");
         let (_, mut other) = sessions();
-        assert!(!other.owns(&datagram));
-        assert_eq!(other.open_datagram(&datagram), None);
+        assert!(!other.owns(id));
+        assert_eq!(other.open_datagram(&datagram), Err(Refused::DatagramForged));
     }
 
     #[test]
@@ -292,24 +293,62 @@ pub(super) mod tests {
         for at in 0..datagram.len() {
             let mut bad = datagram.clone();
             bad[at] ^= 0x40;
-            assert!(!b.owns(&bad) || b.open_datagram(&bad).is_none(), "byte {at}");
-            assert_eq!(b.open_datagram(&datagram[..at]), None);
+            let opened = session_of(&bad).map(|id| b.owns(id).then(|| b.open_datagram(&bad)));
+            match (at, opened) {
+                (0, opened) => assert_eq!(opened, Err(Refused::DatagramVersion(0x42))),
+                (1..9, opened) => assert_eq!(opened, Ok(None), "another session"),
+                (_, opened) => assert_eq!(opened, Ok(Some(Err(Refused::DatagramForged))), "{at}"),
+            }
+            assert!(b.open_datagram(&datagram[..at]).is_err());
         }
-        assert!(b.open_datagram(&datagram).is_some(), "failures cost nothing");
+        assert_eq!(session_of(&datagram[..HEADER + TAG - 1]), Err(Refused::DatagramMalformed));
+        let long = [&datagram[..], &[0; SEALED_MAX]].concat();
+        assert_eq!(session_of(&long), Err(Refused::DatagramMalformed));
+        assert!(b.open_datagram(&datagram).is_ok(), "failures cost nothing");
     }
 
     #[test]
     fn late_datagrams_once_within_the_window() {
         let (mut a, mut b) = sessions();
         let all: Vec<Vec<u8>> = (0..1300).map(|_| a.seal_datagram(b"x").unwrap()).collect();
-        assert!(b.open_datagram(&all[600]).is_some());
-        assert!(b.open_datagram(&all[100]).is_some(), "late, within the window");
-        assert!(b.open_datagram(&all[100]).is_none());
-        assert!(b.open_datagram(&all[80]).is_none(), "too late");
-        assert!(b.open_datagram(&all[1299]).is_some());
-        assert!(b.open_datagram(&all[600]).is_none());
-        assert!(b.open_datagram(&all[900]).is_some());
-        assert!(b.open_datagram(&all[900]).is_none());
+        assert!(b.open_datagram(&all[600]).is_ok());
+        assert!(b.open_datagram(&all[100]).is_ok(), "late, within the window");
+        assert!(b.open_datagram(&all[100]).is_err());
+        assert!(b.open_datagram(&all[80]).is_err(), "too late");
+        assert!(b.open_datagram(&all[1299]).is_ok());
+        assert!(b.open_datagram(&all[600]).is_err());
+        assert!(b.open_datagram(&all[900]).is_ok());
+        assert!(b.open_datagram(&all[900]).is_err());
+    }
+
+    /// Of a pair that is upgraded one node after the other, each says which version it met.
+    #[test]
+    fn another_version_is_named() {
+        let key = Secret([7; 32]);
+        let mut dialler = Handshake::new(&key, true).unwrap();
+        let mut listener = Handshake::new(&key, false).unwrap();
+        let former = postcard::to_extend(&introduction(Side::A, 1), vec![1]).unwrap();
+        let mut message = vec![0; SEALED_MAX];
+        let length = dialler.0.write_message(&former, &mut message).unwrap();
+        assert_eq!(listener.read(&message[..length]), Err(Refused::Version(1)));
+        let (mut a, _) = sessions();
+        let mut datagram = a.seal_datagram(b"beat").unwrap();
+        assert_eq!(datagram[0], 2, "the wire has changed since version 1");
+        datagram[0] = 1;
+        assert_eq!(session_of(&datagram), Err(Refused::DatagramVersion(1)));
+        assert!(Refused::Version(1).to_string().contains("version 1, this node 2"));
+    }
+
+    #[test]
+    fn a_handshake_without_an_introduction_is_malformed() {
+        for payload in [&[][..], &[WIRE_VERSION], &[WIRE_VERSION, 0xff, 0xff, 0xff, 0xff, 0xff]] {
+            let key = Secret([7; 32]);
+            let mut dialler = Handshake::new(&key, true).unwrap();
+            let mut listener = Handshake::new(&key, false).unwrap();
+            let mut message = vec![0; SEALED_MAX];
+            let length = dialler.0.write_message(payload, &mut message).unwrap();
+            assert_eq!(listener.read(&message[..length]), Err(Refused::Malformed));
+        }
     }
 
     #[test]

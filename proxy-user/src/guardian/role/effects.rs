@@ -2,9 +2,11 @@
 
 use std::time::Instant;
 
+use super::super::legacy::Record;
 use super::Role;
+use crate::control::counters::Counter;
 use crate::control::message::{SyncCommand, ToEngine};
-use crate::node::{Answer, Effect, Lease, PeerMessage, Strays};
+use crate::node::{Answer, Effect, Lease, Legacy, PeerMessage, Strays};
 
 impl Role {
     /// Until the node wants nothing more.
@@ -40,8 +42,7 @@ impl Role {
                         self.node.handle_witness(now, Answer::Unreachable { number });
                     }
                 },
-                // a guardian's store does not outlive it yet
-                Effect::Remember(_) => {}
+                Effect::Remember(legacy) => self.remember(legacy),
                 Effect::Answer(on) => {
                     self.segments.answer(on);
                     self.status.answering(on);
@@ -65,6 +66,14 @@ impl Role {
                 }
                 Effect::Event(event) => self.event(now, &event),
             }
+        }
+    }
+
+    /// For the guardian after this one.
+    fn remember(&self, legacy: Legacy) {
+        let counted = self.page.sum(Counter::AnswersAlone);
+        if let Err(error) = self.legacy.write(Record { legacy, counted }) {
+            tracing::error!(%error, "a guardian after this one will not know its store");
         }
     }
 

@@ -20,6 +20,7 @@ use nix::sys::time::TimeSpec;
 
 use super::epoch::EpochFile;
 use super::fault::Fault;
+use super::legacy::LegacyFile;
 use super::mailbox::{Inbox, News, NewsSender, Order, Orders};
 use super::peer::{Input, Introduction, PeerLink};
 use super::start::{PeerSockets, Sinks};
@@ -29,6 +30,7 @@ use super::witness::{Asker, WitnessThread};
 use crate::config::{Config, Pair, Side};
 use crate::control::channel::{ChannelError, GuardianEnd};
 use crate::control::counters::Counter;
+use crate::control::keeper::{KeeperEnd, LEASE, ToKeeper};
 use crate::control::message::{Hello, Secret, ToGuardian};
 use crate::control::shared::{SharedPage, monotonic_ns, run_realtime};
 use crate::node::{
@@ -54,6 +56,9 @@ pub(super) struct Parts {
     pub(super) epoch_file: EpochFile,
     /// The state folder.
     pub(super) folder: PathBuf,
+    /// What the guardian before this one knew of the store.
+    pub(super) legacy: LegacyFile,
+    pub(super) keeper: Arc<KeeperEnd>,
     /// Sockets and the key for the guardians' link, with a peer.
     pub(super) peer: Option<(PeerSockets, Secret<32>)>,
     /// Derived from the pair's, for the witness.
@@ -75,7 +80,18 @@ pub(super) struct RoleThread {
 impl RoleThread {
     /// Opens everything on this thread (so that a refusal is the start's), then starts the thread.
     pub(super) fn start(parts: Parts) -> Result<Self, Fault> {
+        let keeper = Arc::clone(&parts.keeper);
+        let vips = parts.config.vips.iter().map(|vip| vip.address.into()).collect();
         let mut role = Role::new(parts)?;
+        let told = match role.segments.lease_map() {
+            Some(map) => {
+                let names = vec![LEASE.to_owned()];
+                keeper.send_with(&ToKeeper::Keep { names }, &[map])
+            }
+            // nothing in the kernel knows of a lease: somebody must take them off
+            None => keeper.send(&ToKeeper::Addresses(vips)),
+        };
+        told.map_err(|error| Fault::of("the keeper", error))?;
         let thread = std::thread::Builder::new().name("role".to_owned());
         let thread = thread.stack_size(512 * 1024).spawn(move || role.run());
         let thread = thread.map_err(|error| Fault::of("cannot start a thread", error))?;
@@ -107,6 +123,9 @@ struct Role {
     link: Option<PeerLink>,
     page: SharedPage,
     disk: Disk,
+    legacy: LegacyFile,
+    /// Answers that the page had counted when the guardian before this one wrote its legacy.
+    counted: u64,
     sinks: Option<Sinks>,
     witness: Option<WitnessThread>,
     /// What it said last, for the status page.
@@ -127,8 +146,9 @@ struct Role {
     /// Per address: probes sent, and answers of third hosts.
     asked: Vec<(u64, u64)>,
     disk_failures: u64,
-    /// Somebody owns our addresses: the likely cause that was said.
-    blocked_by: Option<String>,
+    /// Somebody owns our addresses: the likely causes that were said, each once; see
+    /// [`PeerLink::likely_cause`].
+    blocked_by: Vec<(&'static str, bool)>,
     /// Paths to the peer.
     paths: usize,
 }
@@ -143,6 +163,7 @@ impl Role {
     fn new(parts: Parts) -> Result<Self, Fault> {
         let Parts { config, page, epoch_file, folder, peer, .. } = parts;
         let Parts { sinks, orders, inbox, news, status, .. } = parts;
+        let record = parts.legacy.read();
         // The page's clock first: a lease computed from the pair is never too long.
         let clock = (monotonic_ns(), Instant::now());
         let now = clock.1;
@@ -158,7 +179,7 @@ impl Role {
             persisted,
             peer: pair.map(|pair| peer_config(&config, pair)),
             segments: instances.iter().map(|one| segment_path(&config, one)).collect(),
-            legacy: None,
+            legacy: record.map(|record| record.legacy),
         };
         let link = pair.zip(peer).map(|(pair, (sockets, key))| {
             let us = introduction(&config, pair, boot);
@@ -182,6 +203,9 @@ impl Role {
             link,
             page,
             disk,
+            legacy: parts.legacy,
+            // of another page it says nothing
+            counted: record.map_or(0, |record| record.counted).min(page.sum(Counter::AnswersAlone)),
             sinks,
             witness,
             witness_facts,
@@ -198,7 +222,7 @@ impl Role {
             done: false,
             asked: vec![(0, 0); config.vips.len()],
             disk_failures: 0,
-            blocked_by: None,
+            blocked_by: Vec::new(),
             paths: config.node.pair.as_ref().map_or(0, |pair| pair.peers.len()),
         };
         role.perform(now);
@@ -213,13 +237,15 @@ impl Role {
                 return;
             }
             self.segments.beat();
+            self.page.set_guardian_turn(monotonic_ns());
             self.turn();
         }
     }
 
     /// Everything that has arrived, then the node's own deadlines.
     fn turn(&mut self) {
-        self.node.handle_alone(self.page.sum(Counter::AnswersAlone));
+        let alone = self.page.sum(Counter::AnswersAlone);
+        self.node.handle_alone(alone.saturating_sub(self.counted));
         self.take_orders();
         self.take_engine();
         self.take_peer();

@@ -4,8 +4,12 @@
 use std::time::Instant;
 
 use super::{Role, STATUS_EVERY};
-use crate::guardian::status::{DiskFacts, Ears, PeerFacts, SegmentFacts};
+use crate::guardian::status::{ByReason, DiskFacts, Ears, PeerFacts, SegmentFacts};
 use crate::node::{Answer, Epoch, Event, Reach};
+
+/// The cause where nothing was refused.
+const UNKNOWN: &str = "no handshake was refused: a filter on its port, another port, both nodes \
+                       side b, or not a tandem node";
 
 impl Role {
     /// One log line for what matters.
@@ -37,7 +41,7 @@ impl Role {
             Event::Blocked(false) => {
                 tracing::info!("nobody else owns our addresses any more");
                 self.status.alarm("addresses_owned", false);
-                self.blocked_by = None;
+                self.blocked_by.clear();
             }
             Event::Reach(reach) => {
                 tracing::info!(?reach, "reach of the addresses' segment");
@@ -45,12 +49,12 @@ impl Role {
             }
             Event::PeerReach(reach) => tracing::info!(?reach, "the peer's reach of its segment"),
             Event::Witness(answer) => self.witness_said(answer),
-            _ => self.alarming(event),
+            _ => self.alarming(now, event),
         }
     }
 
     /// What an operator must look at: a line in the log, an alarm among the events.
-    fn alarming(&mut self, event: &Event) {
+    fn alarming(&mut self, now: Instant, event: &Event) {
         let text = match *event {
             Event::LossyTakeover { lineage } => {
                 let what = "took over without being in sync: what the peer alone held is lost";
@@ -77,11 +81,11 @@ impl Role {
             }
             Event::Blocked(_) => {
                 self.status.alarm("addresses_owned", true);
-                let cause = self.likely_cause();
-                let text =
-                    format!("somebody owns our addresses, no beat of it can be read: {cause}");
-                self.blocked_by = Some(cause);
-                text
+                let cause = self.link.as_ref().and_then(|link| link.likely_cause(now));
+                let kind = cause.as_ref().map_or(("unknown", true), |cause| cause.kind);
+                self.blocked_by.push(kind);
+                let text = cause.map_or_else(|| UNKNOWN.to_owned(), |cause| cause.text);
+                format!("somebody owns our addresses, no beat of it can be read: {text}")
             }
             Event::Damped(pause) => {
                 format!("too many promotions without proof: the next waits {pause:?}")
@@ -119,15 +123,6 @@ impl Role {
         self.status.witness(facts.clone());
     }
 
-    /// Why the peer cannot be understood, as far as this node can see.
-    fn likely_cause(&self) -> String {
-        let refused = self.link.as_ref().and_then(|link| link.stats().refused_reason);
-        refused.unwrap_or_else(|| {
-            "no handshake was refused: a filter on its port, another port, or not a tandem node"
-                .to_owned()
-        })
-    }
-
     /// What others may see of the peer and the program.
     pub(super) fn publish(&mut self, now: Instant) {
         self.status_at = now + STATUS_EVERY;
@@ -141,10 +136,19 @@ impl Role {
         }
         self.publish_evidence(now);
         // the cause may be seen later than the effect; said once for each
-        if self.blocked_by.as_ref().is_some_and(|said| *said != self.likely_cause()) {
-            self.alarming(&Event::Blocked(true));
+        let cause = self.link.as_ref().and_then(|link| link.likely_cause(now));
+        let news = cause.is_some_and(|cause| !self.blocked_by.contains(&cause.kind));
+        if news && !self.blocked_by.is_empty() {
+            self.alarming(now, &Event::Blocked(true));
         }
-        let Some(link) = &self.link else { return };
+        let Some(link) = &mut self.link else { return };
+        for line in link.lines(now) {
+            if line.usual {
+                tracing::info!("{}", line.text);
+            } else {
+                tracing::warn!("{}", line.text);
+            }
+        }
         let stats = link.stats();
         let beat = self.node.peer(now);
         self.status.peer(PeerFacts {
@@ -155,9 +159,8 @@ impl Role {
             epoch: beat.map(|beat| beat.epoch.get()),
             beats_sent: stats.beats_sent,
             beats_received: stats.beats_received,
-            refused: stats.refused,
+            refused: ByReason(stats.refused),
             refused_reason: stats.refused_reason,
-            datagrams_refused: stats.datagrams_refused,
         });
     }
 

@@ -35,6 +35,16 @@ impl PairKey {
         Ok(Self(Secret(key)))
     }
 
+    /// As it was kept.
+    pub(in crate::guardian) fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        bytes.try_into().ok().map(|bytes| Self(Secret(bytes)))
+    }
+
+    /// To be kept.
+    pub(in crate::guardian) fn bytes(&self) -> &[u8] {
+        &self.0.0
+    }
+
     /// A random key, for a node without a peer.
     pub(in crate::guardian) fn random() -> Result<Self, Fault> {
         let mut bytes = [0; 32];

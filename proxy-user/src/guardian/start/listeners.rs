@@ -1,9 +1,12 @@
-//! Listening sockets: made once, kept by the guardian, lent to every engine.
+//! Listening sockets: made once, kept by keeper and guardian, lent to every engine. Those for the
+//! peer's guardian and for the admin server are the guardian's own: they are closed with it, which
+//! is how the peer learns of its death.
 //!
 //! A plain bind probes each address first, because SO_REUSEPORT would hide that another program (or
 //! another tandem) has the port. The ring of a killed engine keeps a port bound for some
 //! milliseconds, so the probe tries for a second.
 
+use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -12,9 +15,12 @@ use std::time::{Duration, Instant};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::super::fault::Fault;
+use super::kept;
 use super::strays::Sinks;
 use crate::config::Config;
 use crate::control::channel::DESCRIPTORS_MAX;
+use crate::control::descriptors::{Rank, rank};
+use crate::control::keeper::Inherited;
 use crate::control::message::{Listener, Service};
 
 /// How long a predecessor's port may take to be free.
@@ -43,8 +49,12 @@ pub(in crate::guardian) struct PeerSockets {
 }
 
 impl Listeners {
-    /// Probes every address, then makes the sockets.
-    pub(in crate::guardian) fn create(config: &Config, workers: u16) -> Result<Self, Fault> {
+    /// Takes what an earlier guardian has left; probes every other address, then makes its sockets.
+    pub(in crate::guardian) fn create(
+        config: &Config,
+        workers: u16,
+        inherited: &mut Inherited,
+    ) -> Result<Self, Fault> {
         let wanted = wanted(config);
         let number = wanted.len() * usize::from(workers);
         if number + 2 > DESCRIPTORS_MAX {
@@ -55,7 +65,14 @@ impl Listeners {
             )));
         }
         let until = Instant::now() + PATIENCE;
+        let mut kept: HashMap<Listener, OwnedFd> = HashMap::new();
+        for one in descriptions(&wanted, workers) {
+            kept.extend(inherited.take(&kept::listener(&one)).map(|socket| (one, socket)));
+        }
         for (service, key, address) in &wanted {
+            if kept.keys().any(|one| one.address == *address) {
+                continue;
+            }
             let probe = probe(*address, is_virtual(config, *address), until);
             probe.map_err(|error| refused(key, *address, *service == Service::Link, &error))?;
         }
@@ -65,13 +82,14 @@ impl Listeners {
             .map_err(|error| refused("[admin] listen", admin, false, &error))?;
         let peer = peer_sockets(config, until)?;
         let mut all = Self { sockets: Vec::new(), listeners: Vec::new(), admin, peer };
-        for worker in 0..workers {
-            for (service, key, address) in &wanted {
-                let socket = shared(*address, is_virtual(config, *address));
-                let socket = socket.map_err(|error| refused(key, *address, false, &error))?;
-                all.sockets.push(socket);
-                all.listeners.push(Listener { worker, service: *service, address: *address });
-            }
+        for one in descriptions(&wanted, workers) {
+            let socket = kept
+                .remove(&one)
+                .map_or_else(|| shared(one.address, is_virtual(config, one.address)), Ok);
+            let key = wanted.iter().find(|(_, _, address)| *address == one.address);
+            let key = key.map_or("listen", |(_, key, _)| key);
+            all.sockets.push(socket.map_err(|error| refused(key, one.address, false, &error))?);
+            all.listeners.push(one);
         }
         Ok(all)
     }
@@ -84,6 +102,11 @@ impl Listeners {
     /// The sockets, in the order of the descriptions.
     pub(in crate::guardian) fn fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         self.sockets.iter().map(AsFd::as_fd)
+    }
+
+    /// Under which names they are kept for the next guardian.
+    pub(in crate::guardian) fn names(&self) -> impl Iterator<Item = (String, BorrowedFd<'_>)> {
+        self.listeners.iter().map(kept::listener).zip(self.fds())
     }
 
     /// The groups of clients' listeners, with a peer: their own descriptors of the same sockets.
@@ -104,6 +127,22 @@ impl Listeners {
     pub(in crate::guardian) fn close(&mut self) {
         self.sockets.clear();
     }
+}
+
+/// The sockets of every worker.
+fn descriptions(
+    wanted: &[(Service, String, SocketAddr)],
+    workers: u16,
+) -> impl Iterator<Item = Listener> {
+    let of = move |worker| {
+        let one = move |(service, _, address): &(Service, String, SocketAddr)| Listener {
+            worker,
+            service: *service,
+            address: *address,
+        };
+        wanted.iter().map(one)
+    };
+    (0..workers).flat_map(of)
 }
 
 /// Every address an engine listens on, with the key that named it.
@@ -145,7 +184,9 @@ fn peer_sockets(config: &Config, until: Instant) -> Result<Option<PeerSockets>, 
         let fault = |error: io::Error| refused("[node] listen", address, true, &error);
         let listener = patient(address, until, || plain(address, false)).map_err(fault)?;
         listener.set_nonblocking(true).map_err(fault)?;
-        tcp.push(listener);
+        // the peer takes a refused connection for the proof of our death
+        let listener = rank(listener.into(), Rank::Listener).map_err(fault)?;
+        tcp.push(listener.into());
         let socket = patient(address, until, || datagram(address)).map_err(fault)?;
         udp.push(socket);
     }

@@ -1,6 +1,8 @@
 //! Before anything runs: configuration, key, state folder, lock, host, ports. Nothing here leaves a
 //! trace when it refuses.
 
+mod estate;
+mod kept;
 mod key;
 mod listeners;
 mod preflight;
@@ -14,16 +16,27 @@ use super::fault::Fault;
 use crate::cli;
 use crate::config::{self, Config};
 
+pub(super) use estate::{key, page, store, text};
+pub(super) use kept::{CONFIG, LEGACY, LOCK, OWN_KEY, PAIR_KEY, STORE, memory};
 pub(super) use key::{PairKey, keygen};
 pub(super) use listeners::{Listeners, PeerSockets, next_port};
 pub(super) use preflight::{Lock, host, lock};
 pub(super) use strays::Sinks;
 
-/// Reads a configuration file; relative paths in it are meant from its folder.
+/// Reads a configuration file.
 pub(super) fn load(file: &Path) -> Result<Config, Fault> {
-    let text = std::fs::read_to_string(file)
-        .map_err(|error| Fault::Usage(format!("{}: {error}", file.display())))?;
-    let mut config = config::parse(&text, &file.display().to_string())?;
+    parse(&read(file)?, file)
+}
+
+/// The text of a configuration file.
+pub(super) fn read(file: &Path) -> Result<String, Fault> {
+    std::fs::read_to_string(file)
+        .map_err(|error| Fault::Usage(format!("{}: {error}", file.display())))
+}
+
+/// The text of this file; relative paths in it are meant from its folder.
+pub(super) fn parse(text: &str, file: &Path) -> Result<Config, Fault> {
+    let mut config = config::parse(text, &file.display().to_string())?;
     let folder = file.parent().unwrap_or_else(|| Path::new(""));
     if let Some(pair) = &mut config.node.pair {
         pair.key_file = folder.join(&pair.key_file);

@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{Read, Seek, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::{Flock, FlockArg};
@@ -23,13 +24,20 @@ const KERNEL_FLOOR: (u32, u32) = (5, 16);
 /// Sentences worth a line in the log; the node starts anyway.
 pub(in crate::guardian) type Warnings = Vec<String>;
 
-/// Held while the guardian lives; a lock left by a killed one is free.
+/// Held while the guardian lives, and between two of them by the keeper; a lock left by a killed
+/// node is free. The file names the process that was started: the keeper.
 #[derive(Debug)]
 pub(in crate::guardian) struct Lock {
-    _file: Flock<File>,
+    file: Flock<File>,
     path: PathBuf,
     /// The folder goes too, with its state: a node without a configuration leaves nothing behind.
     temporary: bool,
+}
+
+impl AsFd for Lock {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
 }
 
 impl Drop for Lock {
@@ -43,15 +51,20 @@ impl Drop for Lock {
     }
 }
 
-/// Makes the state folder and takes the lock in it.
-pub(in crate::guardian) fn lock(folder: &Path, temporary: bool) -> Result<Lock, Fault> {
+/// Makes the state folder and takes the lock in it, which the guardian before may have `kept`.
+pub(in crate::guardian) fn lock(
+    folder: &Path,
+    temporary: bool,
+    kept: Option<OwnedFd>,
+) -> Result<Lock, Fault> {
     fs::create_dir_all(folder).map_err(|error| {
         let message = format!("cannot make the state folder {}: {error}", folder.display());
         Fault::Runtime(format!("{message}\n  hint: set state_dir in [node], or run as root"))
     })?;
     let path = folder.join("lock");
-    let open = File::options().read(true).write(true).create(true).truncate(false).open(&path);
-    let file = open.map_err(|error| Fault::file("cannot open", &path, error))?;
+    let open = || File::options().read(true).write(true).create(true).truncate(false).open(&path);
+    let file = kept.map_or_else(open, |kept| Ok(kept.into()));
+    let file = file.map_err(|error| Fault::file("cannot open", &path, error))?;
     let mut file = Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(mut file, _)| {
         let mut pid = String::new();
         drop(file.read_to_string(&mut pid));
@@ -66,9 +79,9 @@ pub(in crate::guardian) fn lock(folder: &Path, temporary: bool) -> Result<Lock, 
     let written = file
         .set_len(0)
         .and_then(|()| file.rewind())
-        .and_then(|()| writeln!(file, "{}", std::process::id()));
+        .and_then(|()| writeln!(file, "{}", std::os::unix::process::parent_id()));
     written.map_err(|error| Fault::file("cannot write", &path, error))?;
-    Ok(Lock { _file: file, path, temporary })
+    Ok(Lock { file, path, temporary })
 }
 
 /// Checks rights, kernel and interfaces. May turn io_uring off, saying so.
@@ -181,15 +194,21 @@ mod tests {
     fn one_guardian_a_folder() {
         let folder = tempfile::tempdir().unwrap();
         let state = folder.path().join("deep/state");
-        let held = lock(&state, false).unwrap();
-        let refused = lock(&state, false).unwrap_err().to_string();
-        assert!(refused.contains(&format!("pid {}", std::process::id())), "{refused}");
+        let held = lock(&state, false, None).unwrap();
+        let refused = lock(&state, false, None).unwrap_err().to_string();
+        let started = format!("pid {}", std::os::unix::process::parent_id());
+        assert!(refused.contains(&started), "{refused}");
+        // the next guardian has it from the keeper
+        let kept = held.as_fd().try_clone_to_owned().unwrap();
+        std::mem::forget(held);
+        let held = lock(&state, false, Some(kept)).unwrap();
+        lock(&state, false, None).unwrap_err();
         drop(held);
         assert!(!state.join("lock").exists());
         // What a killed guardian leaves behind does not hinder the next.
         fs::write(state.join("lock"), "1\n").unwrap();
         fs::write(state.join("epoch"), "").unwrap();
-        drop(lock(&state, true).unwrap());
+        drop(lock(&state, true, None).unwrap());
         assert!(!state.exists());
     }
 

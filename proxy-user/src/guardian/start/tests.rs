@@ -4,6 +4,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::PermissionsExt;
 
 use super::*;
+use crate::control::keeper::Inherited;
 use crate::control::message::Service;
 
 #[test]
@@ -46,7 +47,8 @@ fn config(cache: SocketAddr, admin: SocketAddr) -> Config {
 #[test]
 fn each_worker_has_its_listener() {
     let cache = free();
-    let listeners = Listeners::create(&config(cache, free()), 3).unwrap();
+    let listeners =
+        Listeners::create(&config(cache, free()), 3, &mut Inherited::default()).unwrap();
     assert_eq!(listeners.fds().count(), 3);
     let workers: Vec<u16> = listeners.descriptions().iter().map(|one| one.worker).collect();
     assert_eq!(workers, [0, 1, 2]);
@@ -59,15 +61,17 @@ fn a_port_in_use_is_named() {
     let other = TcpListener::bind("127.0.0.1:0").unwrap();
     let taken = other.local_addr().unwrap();
     for config in [config(taken, free()), config(free(), taken)] {
-        let refused = Listeners::create(&config, 1).unwrap_err();
+        let refused = Listeners::create(&config, 1, &mut Inherited::default()).unwrap_err();
         assert!(!refused.is_usage());
         let refused = refused.to_string();
         assert!(refused.contains(&format!("port {} is in use", taken.port())), "{refused}");
     }
     // Also when the other one would share it, as a second tandem does.
     let cache = free();
-    let _first = Listeners::create(&config(cache, free()), 1).unwrap();
-    let refused = Listeners::create(&config(cache, free()), 1).unwrap_err().to_string();
+    let _first = Listeners::create(&config(cache, free()), 1, &mut Inherited::default()).unwrap();
+    let refused = Listeners::create(&config(cache, free()), 1, &mut Inherited::default())
+        .unwrap_err()
+        .to_string();
     assert!(refused.contains("[cache] listen"), "{refused}");
 }
 
@@ -84,9 +88,12 @@ fn a_virtual_address_may_be_listened_on_before_it_comes() {
         );
         config::parse(&text, "t.toml").unwrap()
     };
-    let listeners = Listeners::create(&config("203.0.113.77"), 2).unwrap();
+    let listeners =
+        Listeners::create(&config("203.0.113.77"), 2, &mut Inherited::default()).unwrap();
     assert_eq!(listeners.fds().count(), 2);
-    let refused = Listeners::create(&config("203.0.113.78"), 2).unwrap_err().to_string();
+    let refused = Listeners::create(&config("203.0.113.78"), 2, &mut Inherited::default())
+        .unwrap_err()
+        .to_string();
     let named = refused.contains("203.0.113.78") && refused.contains("[cache] listen");
     assert!(named && refused.contains("does not have that address"), "{refused}");
 }

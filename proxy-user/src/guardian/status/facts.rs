@@ -28,6 +28,8 @@ facts! {
         time_unix_ms: Derived = Derived(|at| at.unix_ms.tell(at));
         /// Time since the guardian started.
         uptime_ms: Since, gauge("uptime_seconds");
+        /// Guardians started after the first, on the same memory.
+        guardian_restarts: AtomicU64, total("guardian_restarts"), warn("guardian restarts");
         /// Whether clients are served: what /healthz says; the metric is 1 for `serving`.
         health: Derived = Derived(|at| Health::of(at).word().tell(at)), is("serving", "serving");
         /// The node is stopping.
@@ -203,12 +205,10 @@ facts! {
         beats_sent: u64, total("peer_beats_sent");
         /// Beats received, on all paths.
         beats_received: u64, total("peer_beats_received");
-        /// Handshakes of guardians refused: wrong key, cluster, side or version.
-        refused: u64, total("peer_refused"), warn("refused");
+        /// Connections and datagrams refused on the peer's port, by reason.
+        refused: ByReason, total("peer_refused"), row("refused");
         /// Why the last one was.
-        refused_reason: Option<String>, warn("last refused");
-        /// Datagrams that belong to no session of the peer: strangers, replays, leftovers.
-        datagrams_refused: u64, total("peer_datagrams_refused"), row("stray datagrams");
+        refused_reason: Option<String>, row("last refused");
     }
 
     /// One path to the peer.
@@ -534,6 +534,17 @@ impl Tell for Refused {
             Some((vec![("reason", Refusal::name(index)?.to_owned())], *count))
         });
         Value::Counts { rows: rows.collect(), rare: true }
+    }
+}
+
+/// Counts by reason; a reason's name is its label.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ByReason(pub Vec<(&'static str, u64)>);
+
+impl Tell for ByReason {
+    fn tell(&self, _: &Moment<'_>) -> Value {
+        let row = |(reason, count): &(&str, u64)| (vec![("reason", (*reason).to_owned())], *count);
+        Value::Counts { rows: self.0.iter().map(row).collect(), rare: true }
     }
 }
 

@@ -15,6 +15,7 @@ use super::facts::{
     WitnessFacts, Xdp, XdpInterface,
 };
 use crate::config::{self, Config, XdpMode};
+use crate::control::keeper::Lives;
 use crate::control::message::{BackendEvent, Hello, SyncEvent};
 use crate::control::role::State;
 use crate::control::shared::{SharedPage, monotonic_ns};
@@ -259,6 +260,14 @@ impl StatusHandle {
             _ => return,
         };
         counter.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Main thread, at its start: the guardians before this one.
+    pub fn lives(&self, lives: &Lives) {
+        self.0.root.guardian_restarts.store(lives.before.into(), Ordering::Relaxed);
+        if let Some(ended) = &lives.ended {
+            self.event(&format!("the guardian before this one ended: {ended}"));
+        }
     }
 
     /// Main thread: an engine process was started.

@@ -25,6 +25,6 @@ mod server;
 mod tests;
 
 pub use adverts::RefusedAdverts;
-pub use facts::{DiskFacts, Ears, Health, PeerFacts, SegmentFacts, WitnessFacts};
+pub use facts::{ByReason, DiskFacts, Ears, Health, PeerFacts, SegmentFacts, WitnessFacts};
 pub use handle::{Check, StatusHandle};
 pub use server::serve;

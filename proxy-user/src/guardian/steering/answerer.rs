@@ -1,6 +1,7 @@
 //! Who answers ARP for the addresses: the program's maps behind one trait, and what is said of it.
 
 use std::net::Ipv4Addr;
+use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
 
 use proxy_common::abi::{Asker, Mac, Reason};
@@ -185,6 +186,12 @@ pub trait Steering: Send {
     /// # Errors
     /// [`SteeringError::Map`].
     fn answer_until(&mut self, until_ns: u64) -> Result<(), SteeringError>;
+
+    /// The map that [`Self::answer_until`] writes, if it is the kernel's: by it somebody else can
+    /// end all answers.
+    fn lease_map(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
 
     /// Frames by reason so far.
     ///

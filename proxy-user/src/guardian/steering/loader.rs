@@ -2,6 +2,7 @@
 //!
 //! The object is loaded from a file at run time, so that an ordinary build needs no BPF toolchain.
 
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, RingBuf};
@@ -49,6 +50,8 @@ pub(super) struct Program(Ebpf);
 
 /// The program's maps.
 pub(super) struct Maps {
+    /// Of `control`, for the keeper.
+    pub(super) lease: OwnedFd,
     pub(super) control: Array<MapData, Control>,
     pub(super) askers: Array<MapData, Askers>,
     pub(super) answers: Array<MapData, u32>,
@@ -68,7 +71,9 @@ pub(super) fn load_object(path: &Path) -> Result<(Program, Maps), SteeringError>
     if counters.len() != Reason::COUNT {
         return Err(other_build(format!("{} counters", counters.len())));
     }
+    let lease = lease_map(&ebpf).map_err(other_build)?;
     let maps = Maps {
+        lease,
         control: typed(&mut ebpf, abi::CONTROL).map_err(other_build)?,
         answers: typed(&mut ebpf, abi::ANSWERS).map_err(other_build)?,
         askers: typed(&mut ebpf, abi::ASKERS).map_err(other_build)?,
@@ -89,6 +94,13 @@ impl Program {
     pub(super) fn xdp(&mut self) -> Option<&mut Xdp> {
         self.0.program_mut(abi::PROGRAM)?.try_into().ok()
     }
+}
+
+fn lease_map(ebpf: &Ebpf) -> Result<OwnedFd, String> {
+    let Some(Map::Array(map)) = ebpf.map(abi::CONTROL) else {
+        return Err(format!("no map {}", abi::CONTROL));
+    };
+    map.fd().as_fd().try_clone_to_owned().map_err(|error| error.to_string())
 }
 
 fn typed<T: TryFrom<Map, Error = MapError>>(ebpf: &mut Ebpf, name: &str) -> Result<T, String> {

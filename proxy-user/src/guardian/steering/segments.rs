@@ -179,6 +179,11 @@ impl Segments {
         self.steering.is_some()
     }
 
+    /// By which the keeper can end the program's answers.
+    pub(in crate::guardian) fn lease_map(&self) -> Option<BorrowedFd<'_>> {
+        self.steering.as_ref()?.lease_map()
+    }
+
     /// Frames by reason, if a program runs.
     pub(in crate::guardian) fn counters(&self) -> Option<Counters> {
         self.steering.as_ref()?.counters().ok()

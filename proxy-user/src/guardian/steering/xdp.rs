@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 
 use aya::maps::MapError;
@@ -228,6 +229,10 @@ impl Steering for XdpMaps {
     fn answer_until(&mut self, until_ns: u64) -> Result<(), SteeringError> {
         let written = self.maps.control.set(0, Control { answer_until_ns: until_ns }, 0);
         written.map_err(|error| map_error(abi::CONTROL, &error))
+    }
+
+    fn lease_map(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.maps.lease.as_fd())
     }
 
     fn counters(&self) -> Result<Counters, SteeringError> {

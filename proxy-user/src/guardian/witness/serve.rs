@@ -37,7 +37,7 @@ pub fn serve(options: &cli::Witness) -> Result<(), Fault> {
     let signals = signals().map_err(|error| Fault::of("cannot take signals", error))?;
     let log = config::Log::default();
     let _logs = telemetry::init(&log).map_err(|error| Fault::of("cannot start logging", error))?;
-    let _lock = start::lock(&options.state, false)?;
+    let _lock = start::lock(&options.state, false, None)?;
     let seal = Seal::new(&key.derive(KEY_LABEL).0, &options.cluster);
     let mut witness = Witness::open(&options.state, seal)?;
     let sockets = bind(&options.listen)?;

@@ -12,6 +12,19 @@ const INPUTS: &str = "proxy-user/src/node/inputs.rs";
 const SILENCE: &str = "proxy-user/src/node/silence.rs";
 const SEGMENT: &str = "proxy-user/src/node/segment.rs";
 
+const SESSION: &str = "proxy-user/src/guardian/peer/session.rs";
+const REFUSALS: &str = "proxy-user/src/guardian/peer/refusals.rs";
+const DOOR: &str = "proxy-user/src/guardian/peer/door.rs";
+const PLACES: &str = "proxy-user/src/guardian/peer/places.rs";
+const CONNECTION: &str = "proxy-user/src/guardian/peer/connection.rs";
+
+/// A test of the peer link.
+macro_rules! link {
+    ($name:literal) => {
+        lib("proxy-user", concat!("guardian::peer::", $name))
+    };
+}
+
 /// A test of the role machine: the name of its module is spelled once.
 macro_rules! node {
     ($name:literal) => {
@@ -243,5 +256,65 @@ pub(super) const ROWS: &[Mutant] = &[
         find: "        if self.replica.given_up {\n",
         replace: "        if self.replica.given_up && self.stopping {\n",
         found_by: node!("a_stall_of_ours_is_not_the_peers_silence"),
+    },
+    Mutant {
+        name: "a crowd at one listener is accepted without end",
+        file: DOOR,
+        find: "(accepted, empty) = (accepted + 1, 0);",
+        replace: "(accepted, empty) = (accepted, 0);",
+        found_by: link!("tests::a_turn_accepts_a_bounded_number_from_all_listeners_in_turn"),
+    },
+    Mutant {
+        name: "a crowd at one listener keeps who comes to another out",
+        file: DOOR,
+        find: "self.next_listener = (self.next_listener + 1) % self.sockets.tcp.len();",
+        replace: "self.next_listener = empty;",
+        found_by: link!("tests::a_turn_accepts_a_bounded_number_from_all_listeners_in_turn"),
+    },
+    Mutant {
+        name: "strangers take the peer's place",
+        file: PLACES,
+        find: "_ => Admission::Take(PEER_TIME),",
+        replace: "_ => Admission::Refuse,",
+        found_by: link!("places::tests::strangers_have_few_places_and_the_peer_has_its_own"),
+    },
+    Mutant {
+        name: "a recorded handshake opens a connection",
+        file: CONNECTION,
+        find: "Ok(if self.dialled { Stage::Open } else { Stage::Unproved })",
+        replace: "Ok(if self.dialled { Stage::Open } else { Stage::Open })",
+        found_by: link!("tests::recorded_handshakes_and_datagrams_are_refused"),
+    },
+    Mutant {
+        name: "a datagram is believed as often as it comes",
+        file: SESSION,
+        find: "        self.window.mark(counter);\n        Ok(opened)\n",
+        replace: "        Ok(opened)\n",
+        found_by: link!("tests::recorded_handshakes_and_datagrams_are_refused"),
+    },
+    Mutant {
+        name: "a peer of another version is let in",
+        file: SESSION,
+        find: "if version != WIRE_VERSION {",
+        replace: "if version > WIRE_VERSION {",
+        found_by: link!("session::tests::another_version_is_named"),
+    },
+    Mutant {
+        name: "a reason for refusing is a cause for ever",
+        file: REFUSALS,
+        find: "last.refused.explains() && now.saturating_duration_since(last.at) < FRESH",
+        replace: "last.refused.explains() && now >= last.at",
+        found_by: link!(
+            "refusals::tests::a_cause_is_the_peers_the_plainest_and_no_older_than_some_seconds"
+        ),
+    },
+    Mutant {
+        name: "every refusal is a line of the log",
+        file: REFUSALS,
+        find: "        if new == 0 || early {\n",
+        replace: "        if new == 0 || (early && self.told > self.count) {\n",
+        found_by: link!(
+            "refusals::tests::the_first_is_said_at_once_and_then_one_line_a_minute_for_each_reason"
+        ),
     },
 ];

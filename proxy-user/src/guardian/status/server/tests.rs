@@ -10,7 +10,9 @@ use crate::control::counters::{Counter, Kind};
 use crate::control::message::{Hello, StoreReport};
 use crate::control::role::State as Role;
 use crate::control::shared::{Held, Seat, SharedPage};
-use crate::guardian::status::{Check, DiskFacts, Ears, PeerFacts, SegmentFacts, WitnessFacts};
+use crate::guardian::status::{
+    ByReason, Check, DiskFacts, Ears, PeerFacts, SegmentFacts, WitnessFacts,
+};
 use crate::guardian::steering::{AttachReport, Attached};
 use crate::http::Reason;
 
@@ -78,9 +80,8 @@ fn fill(status: &StatusHandle) {
         epoch: Some(6),
         beats_sent: 1000,
         beats_received: 990,
-        refused: 2,
+        refused: ByReason(vec![("wrong_key", 2), ("datagram_replay", 0)]),
         refused_reason: Some(format!("wrong key {EVIL}")),
-        datagrams_refused: 5,
     });
     status.path(0, Ears { ears: "whole" });
     status.segment(0, SegmentFacts { reached: Some(true), askable: true, probes: 40, answers: 39 });
@@ -263,7 +264,7 @@ fn json_has_the_documented_names() {
             ("/peer/state", "\"SYNCED\""),
             ("/peer/paths/0/rtt_us", "180"),
             ("/peer/paths/1/last_beat_ms_ago", "null"),
-            ("/peer/refused", "2"),
+            ("/peer/refused/wrong_key", "2"),
             ("/sync/state", "\"in_sync\""),
             ("/engine/pid", "4242"),
             ("/engine/io/backend", "\"epoll\""),
@@ -354,7 +355,8 @@ fn complete(text: &str) {
         "tandem_role{state=\"MASTER\"} 1",
         "tandem_role{state=\"FENCED\"} 0",
         "tandem_epoch 6",
-        "tandem_peer_refused_total 2",
+        "tandem_peer_refused_total{reason=\"wrong_key\"} 2",
+        "tandem_peer_refused_total{reason=\"datagram_replay\"} 0",
         "tandem_vip_answering{address=\"192.0.2.100\",interface=\"eth1\"} 1",
         "tandem_backend_up{upstream=\"tomcat\",server=\"127.0.0.1:8081\"} 0",
         "tandem_in_sync 1",
