@@ -5,19 +5,20 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::{Signal, kill};
 use tests::eventually;
 use tests::netns::{Namespace, ip};
 use tests::topology::{Options, Pair, Side};
-use tests::watch::{HEAD, Watch, pass};
+use tests::watch::{HEAD, Seen, Watch, pass};
 use vrrp::io::{AddressSpec, Lifetime, Netlink};
 
 use crate::role::{mac, owner};
 
 const LIMIT: Duration = Duration::from_secs(15);
 /// Interfaces whose removal holds the lock long enough, in pairs.
-const PAIRS: usize = 600;
+const PAIRS: usize = 1500;
+const ATTEMPTS: usize = 4;
 /// Below this the test has not tested what it says.
 const HELD_MIN: Duration = Duration::from_millis(100);
 
@@ -52,41 +53,53 @@ fn longest_wait(stop: &AtomicBool) -> Result<Duration> {
     })
 }
 
+/// What one takeover under the lock came to; `None` when the pair was not in sync at the kill, or
+/// the lock not held for long: another test than this.
+fn takeover(pair: &mut Pair) -> Result<Option<(Seen, Duration)>> {
+    let crowded = crowded(pair)?;
+    let master = pair.wait_any_protected(LIMIT)?;
+    let watch = Watch::start(pair)?;
+    pair.wait_protected(master)?;
+    let stop = AtomicBool::new(false);
+    let (synced, held) = std::thread::scope(|scope| -> Result<(bool, Duration)> {
+        let waits = scope.spawn(|| longest_wait(&stop));
+        let fault = || -> Result<bool> {
+            pass(Duration::from_millis(100))?;
+            drop(crowded);
+            let synced = pair.role(master).is_ok_and(|role| role == "MASTER");
+            pair.kill_engine(master)?;
+            pass(Duration::from_secs(1))?;
+            Ok(synced)
+        };
+        let fault = fault();
+        stop.store(true, Ordering::Relaxed);
+        let held = waits.join().ok().context("the one that waits panicked")??;
+        Ok((fault?, held))
+    })?;
+    pair.wait_any_protected(LIMIT)?;
+    let seen = watch.stop(pair)?;
+    eprintln!("{} held {held:.0?}, in sync: {synced}", seen.line("engine killed"));
+    ensure!(seen.lost == 0, "{} answered writes lost", seen.lost);
+    Ok((synced && held > HELD_MIN).then_some((seen, held)))
+}
+
 /// Somebody holds the lock for long during a takeover: no beat waits for it, so nobody else is
 /// taken for dead; the new master waits until its address stands.
 #[test]
 #[ignore = "needs CAP_NET_ADMIN: cargo xtask test"]
 fn a_takeover_while_others_hold_the_network_lock() -> Result<()> {
     let mut pair = Pair::build("tandem-test", Options::default())?;
-    let master = pair.start_both()?;
-    let crowded = crowded(&pair)?;
-    let watch = Watch::start(&pair)?;
-    pair.wait_protected(master)?;
-    let stop = AtomicBool::new(false);
-    let held = std::thread::scope(|scope| -> Result<Duration> {
-        let waits = scope.spawn(|| longest_wait(&stop));
-        let fault = || -> Result<()> {
-            pass(Duration::from_millis(100))?;
-            drop(crowded);
-            pair.kill_engine(master)?;
-            pair.wait_role(master.other(), &["MASTER_SOLO", "MASTER"], LIMIT)?;
-            pass(Duration::from_secs(1))
-        };
-        let fault = fault();
-        stop.store(true, Ordering::Relaxed);
-        let held = waits.join().ok().context("the one that waits panicked")??;
-        fault.map(|()| held)
-    })?;
-    pair.wait_any_protected(LIMIT)?;
-    let seen = watch.stop(&pair)?;
-    eprintln!("{HEAD}\n{} held {held:?}", seen.line("engine killed"));
-    ensure!(held > HELD_MIN, "the lock was held for {held:?} only");
-    ensure!(seen.lost == 0, "{} answered writes lost", seen.lost);
-    let promotions: usize = seen.promotions.iter().sum();
-    ensure!(promotions == 1, "{:?}", seen.promotions);
-    let allowed = held + Duration::from_millis(500);
-    ensure!(seen.udp.longest < allowed, "nobody answered for {:?}", seen.udp.longest);
-    Ok(())
+    pair.start_both()?;
+    eprintln!("{HEAD}");
+    for _ in 0..ATTEMPTS {
+        let Some((seen, held)) = takeover(&mut pair)? else { continue };
+        let promotions: usize = seen.promotions.iter().sum();
+        ensure!(promotions == 1, "{:?}", seen.promotions);
+        let allowed = held + Duration::from_millis(900);
+        ensure!(seen.udp.longest < allowed, "nobody answered for {:?}", seen.udp.longest);
+        return Ok(());
+    }
+    bail!("never a takeover of a pair in sync under the lock");
 }
 
 /// Messages that the kernel could not give to a process, on all of its netlink sockets.
@@ -110,13 +123,14 @@ fn news_of_interfaces_are_lost() -> Result<()> {
         .map(|n| format!("link add f{n} type veth peer name g{n}\nlink delete f{n}\n"))
         .collect();
     fs::write(&file, lines)?;
-    kill(pair.guardian(backup)?, Signal::SIGSTOP)?;
+    let guardian = pair.guardian(backup)?;
+    kill(guardian, Signal::SIGSTOP)?;
     let name = pair.namespace(backup).name().to_owned();
     let flooded = ip(&["-n", &name, "-batch", &file.to_string_lossy()]).and_then(|_| {
         pair.namespace(backup).ip(&["link", "set", "lan", "address", "02:00:00:00:00:78"])
     });
     let after = overruns(&mut pair, backup);
-    kill(pair.guardian(backup)?, Signal::SIGCONT)?;
+    kill(guardian, Signal::SIGCONT)?;
     flooded?;
     ensure!(after? > before, "nothing was lost");
     pair.wait_protected(master)?;

@@ -9,7 +9,7 @@
 //! |---|---|---|
 //! | `SOAK_FAULTS` | faults to play | 300 |
 //! | `SOAK_SEED`, `SOAK_FIRST` | which ones: a failure prints both to replay it alone | 1, 0 |
-//! | `SOAK_BUSY_SECONDS`, `SOAK_SPINNING` | a busy host: how long, how many spin | 3600, 4 |
+//! | `SOAK_BUSY_SECONDS`, `SOAK_SPINNING` | a busy host: how long, spinning processes | 3600, 4 |
 //! | `SOAK_KILLS`, `SOAK_FILL_MIB` | kills that are timed, and what the store holds then | 30, 0 |
 
 mod busy;

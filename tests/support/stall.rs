@@ -36,14 +36,14 @@ impl Pair {
     /// # Errors
     /// When it does not run.
     pub fn stall(&mut self, side: Side, program: Program, time: Duration) -> Result<()> {
-        let find = match program {
-            Program::Guardian => Self::guardian,
-            Program::Engine => Self::engine,
+        let running = |pair: &mut Self| match program {
+            Program::Guardian => pair.guardian(side),
+            Program::Engine => pair.engine(side),
         };
-        let stopped = find(self, side)?;
+        let stopped = running(self)?;
         kill(stopped, Signal::SIGSTOP)?;
         let passed = pass(time);
-        if find(self, side).is_ok_and(|now| now == stopped) {
+        if running(self).is_ok_and(|now| now == stopped) {
             kill(stopped, Signal::SIGCONT)?;
         }
         passed
