@@ -107,9 +107,11 @@ fn forbidden(io: &str) -> Result<()> {
     ];
     for (number, (what, call)) in (1..).zip(calls) {
         node.force_call(call).context(what)?;
+        let limit = Duration::from_secs(5);
+        eventually("the engine to end", limit, || node.settled()).context(what)?;
+        // Of the next engine.
         node.connect_until_answer(&expected("keep", 1)).context(what)?;
-        eventually("the predecessor to be reaped", Duration::from_secs(5), || node.settled())?;
-        eventually("the guardian to name the cause", Duration::from_secs(5), || {
+        eventually("the guardian to name the cause", limit, || {
             let named = node.logged("a system call that is not on its list");
             ensure!(named == number, "{what}: named {named} times of {number}");
             Ok(())

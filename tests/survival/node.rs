@@ -12,7 +12,7 @@ use tempfile::TempDir;
 use tests::clients::Memcached;
 use tests::netns::Namespace;
 use tests::process::{Process, child_running, tail};
-use tests::rights::parent_of;
+use tests::rights::{Rights, parent_of};
 use tests::{eventually, topology};
 
 use crate::workload::{Writer, expected};
@@ -180,6 +180,8 @@ impl Node {
     pub(crate) fn force_call(&mut self, call: i64) -> Result<()> {
         let engine = eventually("an engine in a system call", LIMIT, || {
             let engine = self.engine()?;
+            // One that has only begun has no list yet.
+            ensure!(Rights::of(engine)?.seccomp == 2, "{engine} is not bounded yet");
             tests::rights::force_call(engine, call, [0; 3]).map(|()| engine)
         })?;
         self.killed = Some(engine);

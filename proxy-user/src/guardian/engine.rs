@@ -15,11 +15,12 @@ use tokio::sync::oneshot;
 
 use super::fault::Fault;
 use super::mailbox::{News, NewsSender, Order, Orders};
+use super::stalls::Stalls;
 use super::start::Listeners;
 use super::status::StatusHandle;
 use super::watch::{Seen, Watcher};
 use crate::control::message::{Hello, ServerState, Snapshot, ToEngine};
-use crate::control::shared::{Liveness, Seat, SharedPage};
+use crate::control::shared::SharedPage;
 use crate::control::{
     self,
     channel::{self, GuardianEnd},
@@ -27,8 +28,6 @@ use crate::control::{
 
 /// Longest pause before the next start of an engine that keeps dying.
 const PAUSE_MAX: Duration = Duration::from_secs(5);
-/// Beyond the longest sleep of an idle worker, which is half a second.
-const SLEEP_MAX: Duration = Duration::from_millis(1500);
 /// An engine that crashes by itself within this time of its hello counts as dying at start.
 const EARLY: Duration = Duration::from_secs(1);
 
@@ -318,114 +317,4 @@ async fn own(mut child: Child, generation: u32, kill: oneshot::Receiver<()>, new
         Err(error) => (error.to_string(), killed),
     };
     drop(news.send(News::Exited { generation, how, killed }));
-}
-
-/// Finds workers whose loop stands still: for the configured time outside their driver, and inside
-/// it for longer than a worker ever sleeps (a stopped process, a stuck kernel). Time in which a
-/// worker wanted to run and got no CPU does not count: on a starved host a killed engine would not
-/// start sooner either.
-#[derive(Debug)]
-struct Stalls {
-    page: SharedPage,
-    limit: Duration,
-    seen: Vec<Standing>,
-    looked: Option<Instant>,
-}
-
-/// A worker's turn, since when it is the same, and how long the worker had waited for a CPU then.
-#[derive(Debug, Clone, Copy)]
-struct Standing {
-    turn: u64,
-    since: Instant,
-    starved: Duration,
-}
-
-impl Stalls {
-    fn new(page: SharedPage, limit: Duration) -> Self {
-        Self { page, limit, seen: Vec::new(), looked: None }
-    }
-
-    fn reset(&mut self) {
-        self.seen.clear();
-    }
-
-    /// The first worker that has worked on one turn for longer than the limit.
-    fn look(&mut self, now: Instant) -> Option<(u16, Duration)> {
-        // A guardian that did not run for that long cannot say that a worker did not.
-        let last = self.looked.replace(now);
-        if last.is_some_and(|last| now.saturating_duration_since(last) > self.limit) {
-            self.seen.clear();
-        }
-        let mut hung = None;
-        for worker in 0..u16::try_from(self.page.workers()).unwrap_or(u16::MAX) {
-            let turn = self.page.worker(worker).map_or(1, |page| page.turn());
-            let new = Standing { turn, since: now, starved: Duration::ZERO };
-            let page = self.page;
-            match self.seen.get_mut(usize::from(worker)) {
-                Some(old) if old.turn == turn => {
-                    let limit =
-                        if turn.is_multiple_of(2) { self.limit } else { self.limit.max(SLEEP_MAX) };
-                    if old.starved.is_zero() {
-                        old.starved = starved(page, worker);
-                        continue;
-                    }
-                    let time = now.saturating_duration_since(old.since);
-                    let waited = || starved(page, worker).saturating_sub(old.starved);
-                    if time > limit && time.saturating_sub(waited()) > limit {
-                        hung = hung.or(Some((worker, time)));
-                    }
-                }
-                Some(old) => *old = new,
-                None => self.seen.push(new),
-            }
-        }
-        hung
-    }
-}
-
-/// How long a worker's thread has ever been runnable without a CPU, by /proc; never zero.
-fn starved(page: SharedPage, worker: u16) -> Duration {
-    const KNOWN: Duration = Duration::from_nanos(1);
-    let Liveness::Alive(tid) = page.liveness(Seat::Worker(worker)) else { return KNOWN };
-    let text = std::fs::read_to_string(format!("/proc/{tid}/schedstat")).unwrap_or_default();
-    let waited = text.split(' ').nth(1).and_then(|field| field.parse().ok());
-    KNOWN + Duration::from_nanos(waited.unwrap_or(0))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_hang_is_told_from_sleep() {
-        let (page, _fd) = SharedPage::create(2).unwrap();
-        let limit = Duration::from_millis(100);
-        let mut stalls = Stalls::new(page, limit);
-        let (busy, idle) = (page.worker(0).unwrap(), page.worker(1).unwrap());
-        idle.enter_poll();
-        busy.leave_poll();
-        let ms = Duration::from_millis(1);
-        let start = Instant::now();
-        assert_eq!(stalls.look(start), None);
-        assert_eq!(stalls.look(start + limit), None);
-        let late = start + limit + ms;
-        assert_eq!(stalls.look(late), Some((0, late - start)));
-        busy.leave_poll();
-        assert_eq!(stalls.look(late), None);
-        assert_eq!(stalls.look(late + limit), None);
-        let later = late + limit + ms;
-        assert_eq!(stalls.look(later), Some((0, later - late)));
-        let after_pause = later + 10 * limit;
-        assert_eq!(stalls.look(after_pause), None, "the guardian itself did not run");
-        let mut tick = after_pause;
-        let stopped = loop {
-            tick += limit / 2;
-            busy.leave_poll();
-            if let Some(hung) = stalls.look(tick) {
-                break hung;
-            }
-        };
-        assert_eq!(stopped.0, 1, "the idle one never wakes");
-        assert!(tick - after_pause > SLEEP_MAX, "{stopped:?}");
-    }
 }

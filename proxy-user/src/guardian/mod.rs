@@ -27,6 +27,7 @@ mod rights;
 mod role;
 mod run;
 mod slots;
+mod stalls;
 mod start;
 pub mod status;
 pub mod steering;
