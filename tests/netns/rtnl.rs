@@ -134,8 +134,9 @@ fn news_of_interfaces_are_lost() -> Result<()> {
     flooded?;
     ensure!(after? > before, "nothing was lost");
     pair.wait_protected(master)?;
-    pair.kill_engine(master)?;
-    pair.wait_protected(backup)?;
+    // a stop waits for a replica that is not in sync just then; a kill would be another test
+    pair.node(master)?.signal(Signal::SIGTERM)?;
+    pair.wait_role(backup, &["MASTER_SOLO"], LIMIT)?;
     eventually("the new address to be announced", LIMIT, || {
         let (owner, own) = (owner(&pair)?, mac(&pair, backup)?);
         ensure!(owner == own && own == "02:00:00:00:00:78", "{owner} owns it, {own} is ours");
