@@ -10,6 +10,7 @@ use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::time::Duration;
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::channel::{Channel, ChannelError, DESCRIPTORS_MAX};
@@ -116,11 +117,7 @@ pub fn inherit(keeper: &KeeperEnd) -> Result<Inherited, ChannelError> {
 /// # Errors
 /// It is gone or stuck.
 pub fn keep(keeper: &KeeperEnd, all: &[(String, BorrowedFd<'_>)]) -> Result<(), ChannelError> {
-    for batch in all.chunks(BATCH) {
-        let names = batch.iter().map(|(name, _)| name.clone()).collect();
-        let descriptors: Vec<_> = batch.iter().map(|(_, descriptor)| *descriptor).collect();
-        keeper.send_with(&ToKeeper::Keep { names }, &descriptors)?;
-    }
+    in_batches(keeper, all, |names| ToKeeper::Keep { names })?;
     keeper.send(&ToKeeper::Only { names: all.iter().map(|(name, _)| name.clone()).collect() })
 }
 
@@ -133,13 +130,22 @@ pub fn hand_over(
     all: &BTreeMap<String, OwnedFd>,
     lives: Lives,
 ) -> Result<(), ChannelError> {
-    let all: Vec<_> = all.iter().collect();
-    for batch in all.chunks(BATCH) {
-        let names = batch.iter().map(|(name, _)| (*name).clone()).collect();
-        let descriptors: Vec<_> = batch.iter().map(|(_, descriptor)| descriptor.as_fd()).collect();
-        guardian.send_with(&FromKeeper::Kept { names }, &descriptors)?;
-    }
+    let all: Vec<_> = all.iter().map(|(name, held)| (name.clone(), held.as_fd())).collect();
+    in_batches(guardian, &all, |names| FromKeeper::Kept { names })?;
     guardian.send(&FromKeeper::Begin(lives))
+}
+
+/// As many messages as it takes, each with the names of its descriptors.
+fn in_batches<S: Serialize, R: DeserializeOwned>(
+    to: &Channel<S, R>,
+    all: &[(String, BorrowedFd<'_>)],
+    message: impl Fn(Vec<String>) -> S,
+) -> Result<(), ChannelError> {
+    for batch in all.chunks(BATCH) {
+        let (names, descriptors): (Vec<_>, Vec<_>) = batch.iter().cloned().unzip();
+        to.send_with(&message(names), &descriptors)?;
+    }
+    Ok(())
 }
 
 /// A new channel: the keeper's end, and the descriptor of the guardian's.

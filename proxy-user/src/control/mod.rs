@@ -10,6 +10,7 @@ pub mod counters;
 pub mod descriptors;
 pub mod keeper;
 pub mod message;
+pub mod restarts;
 pub mod role;
 pub mod shared;
 

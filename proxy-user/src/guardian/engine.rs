@@ -20,16 +20,12 @@ use super::start::Listeners;
 use super::status::StatusHandle;
 use super::watch::{Seen, Watcher};
 use crate::control::message::{Hello, ServerState, Snapshot, ToEngine};
+use crate::control::restarts::{EARLY, Restarts};
 use crate::control::shared::SharedPage;
 use crate::control::{
     self,
     channel::{self, GuardianEnd},
 };
-
-/// Longest pause before the next start of an engine that keeps dying.
-const PAUSE_MAX: Duration = Duration::from_secs(5);
-/// An engine that crashes by itself within this time of its hello counts as dying at start.
-const EARLY: Duration = Duration::from_secs(1);
 
 /// Everything an engine is started with.
 #[derive(Debug)]
@@ -46,8 +42,7 @@ pub(super) struct Engines {
     /// Engines not reaped yet, by generation; what ends them, until it was used.
     living: HashMap<u32, Option<oneshot::Sender<()>>>,
     generation: u32,
-    /// Deaths at start in a row.
-    early: u32,
+    restarts: Restarts,
     stall: Stalls,
     status: StatusHandle,
     /// States of the servers, once a check has changed one; told to each new engine.
@@ -112,7 +107,7 @@ impl Engines {
             current: None,
             living: HashMap::new(),
             generation: estate.before,
-            early: 0,
+            restarts: Restarts::default(),
             status,
             servers: None,
         })
@@ -234,15 +229,7 @@ impl Engines {
         if self.current.as_ref().is_none_or(|current| current.generation != generation) {
             return Next::Nothing;
         }
-        Next::StartAfter(self.pause())
-    }
-
-    /// None for the first deaths, then longer and longer.
-    fn pause(&self) -> Duration {
-        match self.early {
-            0 | 1 => Duration::ZERO,
-            again => PAUSE_MAX.min(Duration::from_millis(100) * (1 << (again - 2).min(8))),
-        }
+        Next::StartAfter(self.restarts.pause())
     }
 
     /// An engine was reaped.
@@ -252,27 +239,23 @@ impl Engines {
         if current.generation != generation {
             tracing::debug!(generation, how, "the engine before this one was reaped");
             self.status.event(&format!("engine {generation} ended: {how}"));
-            self.count_early(false);
+            self.restarts.count(false);
             self.send(&ToEngine::PredecessorReaped);
             return;
         }
         match &current.hello {
             Some((_, since)) => {
                 let crashed = !killed && since.elapsed() < EARLY;
-                self.count_early(crashed);
+                self.restarts.count(crashed);
             }
             None => {
                 tracing::warn!(generation, how, "the engine ended before it could serve");
                 self.status.engine_ended(how);
-                self.count_early(true);
+                self.restarts.count(true);
                 // Its seats were not watched yet.
                 self.orders.send(Order::EngineGone { generation });
             }
         }
-    }
-
-    fn count_early(&mut self, early: bool) {
-        self.early = if early { self.early.saturating_add(1) } else { 0 };
     }
 
     /// Whether no engine is left, also no dying one.

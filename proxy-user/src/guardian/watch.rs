@@ -88,7 +88,7 @@ fn run(page: SharedPage, orders: &AtomicU32, tell: &impl Fn(Seen)) {
             Ok(Woken::Poked(_) | Woken::Timeout) => {}
             Ok(Woken::Seat(seat, liveness)) => {
                 tell(Seen::Lost { generation, seat, liveness });
-                if gone(&page, &seats, orders) {
+                if gone(&page, orders) {
                     tell(Seen::Gone { generation });
                 }
                 done = generation;
@@ -103,17 +103,13 @@ fn run(page: SharedPage, orders: &AtomicU32, tell: &impl Fn(Seen)) {
 }
 
 /// Waits until no seat is held; false if the thread must end instead.
-fn gone(page: &SharedPage, seats: &[Seat], orders: &AtomicU32) -> bool {
+fn gone(page: &SharedPage, orders: &AtomicU32) -> bool {
     loop {
         let poked = page.poked();
         if orders.load(Ordering::Acquire) == END {
             return false;
         }
-        let alive: Vec<Seat> = seats
-            .iter()
-            .copied()
-            .filter(|seat| matches!(page.liveness(*seat), Liveness::Alive(_)))
-            .collect();
+        let alive: Vec<Seat> = page.living_engine_seats().collect();
         if alive.is_empty() {
             return true;
         }

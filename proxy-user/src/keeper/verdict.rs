@@ -5,11 +5,8 @@ use std::time::{Duration, Instant};
 use nix::sys::wait::WaitStatus;
 
 use crate::cli::EXIT_RUNTIME;
+use crate::control::restarts::{EARLY, Restarts};
 
-/// A guardian that dies within this time of its start counts as dying at start.
-const EARLY: Duration = Duration::from_secs(1);
-/// Longest pause before the next start of one that keeps dying.
-const PAUSE_MAX: Duration = Duration::from_secs(5);
 /// The exit code of a panic.
 const PANICKED: i32 = 101;
 
@@ -29,8 +26,7 @@ pub(super) struct Record {
     pub(super) served: bool,
     /// The user wants the node to stop.
     pub(super) stopping: bool,
-    /// Deaths at start, in a row.
-    early: u32,
+    restarts: Restarts,
 }
 
 impl Record {
@@ -47,12 +43,8 @@ impl Record {
         if self.stopping || !self.served {
             return Verdict::Leave(EXIT_RUNTIME);
         }
-        let early = now.saturating_duration_since(begun) < EARLY;
-        self.early = if early { self.early.saturating_add(1) } else { 0 };
-        Verdict::Again(match self.early {
-            0 | 1 => Duration::ZERO,
-            again => PAUSE_MAX.min(Duration::from_millis(100) * (1 << (again - 2).min(8))),
-        })
+        self.restarts.count(now.saturating_duration_since(begun) < EARLY);
+        Verdict::Again(self.restarts.pause())
     }
 }
 
@@ -106,7 +98,7 @@ mod tests {
             }
         }
         assert_eq!(pauses[..4], [0, 100, 200, 400].map(Duration::from_millis));
-        assert_eq!(pauses[11], PAUSE_MAX);
+        assert_eq!(pauses[11], Duration::from_secs(5));
         let after_a_while = record.judge(KILLED, now, now + EARLY);
         assert_eq!(after_a_while, Verdict::Again(Duration::ZERO));
     }

@@ -257,10 +257,15 @@ impl SharedPage {
         (0..workers).map(Seat::Worker).chain([Seat::Engine])
     }
 
+    /// Those of them that a living thread holds.
+    pub fn living_engine_seats(&self) -> impl Iterator<Item = Seat> + '_ {
+        self.engine_seats().filter(|seat| matches!(self.liveness(*seat), Liveness::Alive(_)))
+    }
+
     /// Whether no engine thread that took a seat can run user code any more.
     #[must_use]
     pub fn engine_is_gone(&self) -> bool {
-        self.engine_seats().all(|seat| !matches!(self.liveness(seat), Liveness::Alive(_)))
+        self.living_engine_seats().next().is_none()
     }
 
     /// A new guardian on the page of a dead one: waits until [`Self::engine_is_gone`], then nobody
@@ -273,8 +278,7 @@ impl SharedPage {
         self.set_lease(0);
         self.set_guardian_turn(0);
         loop {
-            let alive = |seat: &Seat| matches!(self.liveness(*seat), Liveness::Alive(_));
-            let seats: Vec<Seat> = self.engine_seats().filter(alive).collect();
+            let seats: Vec<Seat> = self.living_engine_seats().collect();
             if seats.is_empty() {
                 return Ok(true);
             }
