@@ -106,8 +106,8 @@ pub(super) const ROWS: &[Mutant] = &[
     Mutant {
         name: "a connection that was lost counts as closed by the peer",
         file: PEER,
-        find: "ControlEvent::Lost => Control::Down,",
-        replace: "ControlEvent::Lost => Control::Closed(now),",
+        find: "ControlEvent::Lost if self.control == Control::Up => Control::Reset,",
+        replace: "ControlEvent::Lost if self.control == Control::Up => Control::Closed(now),",
         found_by: node!("a_closed_connection_is_a_death_unless_a_beat_denies_it"),
     },
     Mutant {
